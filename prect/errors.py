@@ -1,0 +1,98 @@
+"""The errors that prect raises.
+
+::
+
+    PrectError
+    ├── ConfigError      (ValueError)    a setting is unknown, ill-typed or out of range
+    ├── WorkspaceError   (OSError)       a folder of the workspace is missing or in use
+    ├── ManifestError    (ValueError)    a table lacks columns or rows that it must have
+    ├── VolumeError      (ValueError)    a foreign file is no usable CT volume; has a code
+    ├── StoreError       (ValueError)    a store is missing, damaged or of another version
+    │   └── ChunkError                   one chunk is missing or damaged; says which
+    ├── BuildError       (RuntimeError)  the build engine itself failed
+    ├── CheckpointError  (ValueError)    a weight file is missing, foreign or damaged
+    └── TrainingError    (RuntimeError)  a run cannot start or go on
+
+A message gives the value, the expectation and the remedy. The file, case or series
+concerned is attached with ``add_note``, so that it survives re-raising.
+"""
+
+from __future__ import annotations
+
+
+class PrectError(Exception):
+    """Root of every error that prect raises on purpose."""
+
+
+class ConfigError(PrectError, ValueError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+
+class WorkspaceError(PrectError, OSError):
+    """A folder or file of the workspace is missing, unreadable or in use."""
+
+
+class ManifestError(PrectError, ValueError):
+    """A manifest lacks columns, holds contradictory rows or is not Parquet."""
+
+
+class VolumeError(PrectError, ValueError):
+    """A foreign file is not a usable CT volume.
+
+    Attributes:
+        code: stable reason code, ``family.detail`` (for example ``nifti.truncated``).
+        reason: one sentence with the measured value and the limit.
+    """
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(f"{code}: {reason}")
+        self.code = code
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[VolumeError], tuple[str, str]]:
+        return type(self), (self.code, self.reason)
+
+
+class StoreError(PrectError, ValueError):
+    """A store is missing, damaged, or of a format version this release cannot read."""
+
+
+class ChunkError(StoreError):
+    """One inner chunk of a store is missing or damaged.
+
+    Attributes:
+        case: case id of the store.
+        level: resolution level, 0 is the finest.
+        chunk: index of the inner chunk, ``(z, y, x)``; ``None`` when the whole shard is concerned.
+        detail: what was found.
+    """
+
+    def __init__(
+        self, case: str, level: int, chunk: tuple[int, int, int] | None, detail: str
+    ) -> None:
+        where = "shard" if chunk is None else f"chunk {chunk}"
+        super().__init__(
+            f"case {case}, level {level}, {where}: {detail}. "
+            "Delete the store and run build-cache again to rebuild it"
+        )
+        self.case = case
+        self.level = level
+        self.chunk = chunk
+        self.detail = detail
+
+    def __reduce__(
+        self,
+    ) -> tuple[type[ChunkError], tuple[str, int, tuple[int, int, int] | None, str]]:
+        return type(self), (self.case, self.level, self.chunk, self.detail)
+
+
+class BuildError(PrectError, RuntimeError):
+    """The build engine itself failed; single volumes that fail are quarantined instead."""
+
+
+class CheckpointError(PrectError, ValueError):
+    """A checkpoint or weight file is missing, foreign or damaged."""
+
+
+class TrainingError(PrectError, RuntimeError):
+    """A run cannot start or cannot go on."""

@@ -1,0 +1,130 @@
+"""Where things lie in a workspace folder.
+
+::
+
+    manifests/<dataset>/sources.parquet      one row a candidate volume
+    manifests/<dataset>/quarantine.parquet   volumes that were accepted but could not be built
+    manifests/<dataset>/cache.parquet        one row a stored volume
+    cache/<dataset>/<case>.ome.zarr/         the store of one volume
+    runs/<name>/                             configuration, metrics, checkpoints
+    salt                                     secret that patient and series ids are hashed with
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prect.errors import WorkspaceError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+STORE_SUFFIX = ".ome.zarr"
+
+
+def check_name(name: str, what: str) -> str:
+    """Return ``name`` if it can be a folder name on any system.
+
+    Raises:
+        WorkspaceError: the name is empty, longer than 64 characters or has other characters
+            than letters, digits, ``.``, ``_`` and ``-``.
+    """
+    if not _NAME.fullmatch(name):
+        raise WorkspaceError(
+            f"{what} {name!r} cannot be used: it must start with a letter or digit and hold "
+            "only letters, digits, '.', '_' and '-', 64 characters at most"
+        )
+    return name
+
+
+class Workspace:
+    """Paths inside one workspace folder; nothing is created until something is written."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+
+    @property
+    def manifests(self) -> Path:
+        return self.root / "manifests"
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    def sources(self, dataset: str) -> Path:
+        return self.manifests / check_name(dataset, "dataset") / "sources.parquet"
+
+    def quarantine(self, dataset: str) -> Path:
+        return self.manifests / check_name(dataset, "dataset") / "quarantine.parquet"
+
+    def cache_manifest(self, dataset: str) -> Path:
+        return self.manifests / check_name(dataset, "dataset") / "cache.parquet"
+
+    def dataset_cache(self, dataset: str) -> Path:
+        return self.cache / check_name(dataset, "dataset")
+
+    def store(self, dataset: str, case: str) -> Path:
+        return self.dataset_cache(dataset) / f"{check_name(case, 'case')}{STORE_SUFFIX}"
+
+    def run(self, name: str) -> Path:
+        return self.runs / check_name(name, "run name")
+
+    def datasets(self) -> list[str]:
+        """Names of the data sets that have been ingested, sorted."""
+        if not self.manifests.is_dir():
+            return []
+        return sorted(p.parent.name for p in self.manifests.glob("*/sources.parquet"))
+
+    def salt(self, wanted: str | None = None) -> str:
+        """The workspace's salt; made at random, or from ``wanted``, when there is none yet.
+
+        Raises:
+            WorkspaceError: ``wanted`` differs from the salt already in use.
+        """
+        path = self.root / "salt"
+        if path.exists():
+            present = path.read_text(encoding="utf-8").strip()
+            if wanted is not None and wanted != present:
+                raise WorkspaceError(
+                    f"{path} holds another salt than the one given; ids made with two salts "
+                    "cannot be compared. Leave --salt out, or use a new workspace"
+                )
+            return present
+        self.root.mkdir(parents=True, exist_ok=True)
+        salt = wanted if wanted is not None else secrets.token_hex(16)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(salt + "\n")
+        return salt
+
+    @contextmanager
+    def lock(self, purpose: str) -> Iterator[None]:
+        """Hold the workspace for one writer; released when the process ends, however it ends.
+
+        Raises:
+            WorkspaceError: another process holds the lock.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        path = self.root / f".{purpose}.lock"
+        with path.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise WorkspaceError(
+                    f"{purpose} is already running on {self.root} (process {holder}); "
+                    "wait for it to end, or use another workspace"
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
