@@ -1,0 +1,1 @@
+"""What is known about the data: tables of sources and stores, and the split by patient."""

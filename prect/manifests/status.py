@@ -1,0 +1,87 @@
+"""What a workspace holds: counts that add up, from the manifests alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+
+from prect.manifests.sources import Verdict, count_codes, count_verdicts, read_sources
+from prect.manifests.stores import read_cache_rows, read_quarantine
+from prect.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class DatasetStatus:
+    """One data set: candidates = the sum of verdicts; usable = stored + quarantined + pending."""
+
+    dataset: str
+    candidates: int
+    verdicts: dict[str, int]
+    codes: dict[str, int]
+    """Reason codes of the candidates that are not usable."""
+    usable: int
+    stored: int
+    quarantined: int
+    quarantine_codes: dict[str, int]
+    pending: int
+    """Usable, neither stored nor quarantined yet."""
+    orphans: int
+    """Stores whose source is no longer usable, or gone from the source manifest."""
+    patients: int
+    bytes: int
+    """Bytes of the stores."""
+    source_bytes: int
+    """Bytes of the foreign files that are stored."""
+
+
+def dataset_status(workspace: Workspace, dataset: str) -> DatasetStatus:
+    """The status of one ingested data set.
+
+    Raises:
+        ManifestError: a manifest is missing or damaged.
+    """
+    sources = read_sources(workspace.sources(dataset))
+    usable = {row.case for row in sources if Verdict(row.verdict).usable}
+    path = workspace.cache_manifest(dataset)
+    rows = read_cache_rows(path) if path.exists() else []
+    stored = {row.case for row in rows}
+    failed = [
+        row
+        for row in read_quarantine(workspace.quarantine(dataset))
+        if row.case in usable and row.case not in stored
+    ]
+    return DatasetStatus(
+        dataset=dataset,
+        candidates=len(sources),
+        verdicts=count_verdicts(sources),
+        codes=count_codes(sources),
+        usable=len(usable),
+        stored=len(usable & stored),
+        quarantined=len(failed),
+        quarantine_codes=dict(Counter(row.code for row in failed).most_common()),
+        pending=len(usable) - len(usable & stored) - len(failed),
+        orphans=len(stored - usable),
+        patients=len({row.patient for row in rows}),
+        bytes=sum(row.bytes for row in rows),
+        source_bytes=sum(row.source_bytes for row in rows),
+    )
+
+
+def workspace_status(workspace: Workspace) -> dict[str, object]:
+    """The status of every data set, and the totals."""
+    datasets = [dataset_status(workspace, name) for name in workspace.datasets()]
+    summed = (
+        "candidates",
+        "usable",
+        "stored",
+        "quarantined",
+        "pending",
+        "orphans",
+        "bytes",
+        "source_bytes",
+    )
+    return {
+        "workspace": str(workspace.root),
+        "datasets": [asdict(status) for status in datasets],
+        "totals": {name: sum(getattr(status, name) for status in datasets) for name in summed},
+    }

@@ -1,0 +1,198 @@
+"""The cache manifest: one row for every stored volume, and the rows of volumes that failed.
+
+The cache manifest can be shared: it holds hashed ids, shapes and digests, but no file
+name and no header text. It is an index; the stores' own attributes are the truth.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from prect.errors import ManifestError
+from prect.manifests.parquet import read_table, write_table
+from prect.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class CacheRow:
+    """One stored volume."""
+
+    dataset: str
+    case: str
+    patient: str
+    """Salted hash of the patient id."""
+    series: str
+    source_digest: str
+    profile: str
+    """Digest of the harmonisation profile."""
+    shape: tuple[int, int, int]
+    """Voxels of level 0, (z, y, x)."""
+    spacing: tuple[float, float, float]
+    """Millimetres of level 0, (z, y, x)."""
+    levels: int
+    bytes: int
+    """Bytes of the whole store on disk."""
+    source_bytes: int
+    """Bytes of the foreign file or series."""
+
+
+CACHE_SCHEMA = pa.schema(
+    [
+        ("dataset", pa.string()),
+        ("case", pa.string()),
+        ("patient", pa.string()),
+        ("series", pa.string()),
+        ("source_digest", pa.string()),
+        ("profile", pa.string()),
+        ("shape", pa.list_(pa.int32(), 3)),
+        ("spacing", pa.list_(pa.float64(), 3)),
+        ("levels", pa.int32()),
+        ("bytes", pa.int64()),
+        ("source_bytes", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class QuarantineRow:
+    """One volume that ingest accepted and build-cache could not store."""
+
+    dataset: str
+    case: str
+    source_digest: str
+    profile: str
+    code: str
+    reason: str
+
+
+QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in QuarantineRow.__dataclass_fields__])
+
+
+def write_cache_rows(path: Path, rows: Iterable[CacheRow]) -> None:
+    """Write the cache manifest of one data set, sorted by case."""
+    ordered = sorted(rows, key=lambda row: row.case)
+    write_table(path, CACHE_SCHEMA, [asdict(row) for row in ordered])
+
+
+def read_cache_rows(path: Path) -> list[CacheRow]:
+    """Read the cache manifest of one data set.
+
+    Raises:
+        ManifestError: the file is missing or not a cache manifest.
+    """
+    rows = read_table(path, CACHE_SCHEMA).to_pylist()
+    return [
+        CacheRow(**(row | {"shape": tuple(row["shape"]), "spacing": tuple(row["spacing"])}))
+        for row in rows
+    ]
+
+
+def write_quarantine(path: Path, rows: Iterable[QuarantineRow]) -> None:
+    """Write the quarantine of one data set, sorted by case."""
+    ordered = sorted(rows, key=lambda row: row.case)
+    write_table(path, QUARANTINE_SCHEMA, [asdict(row) for row in ordered])
+
+
+def read_quarantine(path: Path) -> list[QuarantineRow]:
+    """Read the quarantine of one data set; empty when nothing was ever quarantined."""
+    if not path.exists():
+        return []
+    return [QuarantineRow(**row) for row in read_table(path, QUARANTINE_SCHEMA).to_pylist()]
+
+
+@dataclass(frozen=True)
+class CacheTable:
+    """Stored volumes by column, as training uses them; N rows in the order (dataset, case)."""
+
+    dataset: list[str]
+    case: list[str]
+    patient: list[str]
+    shape: NDArray[np.int32]
+    """(N, 3) voxels of level 0, (z, y, x)."""
+    spacing: NDArray[np.float64]
+    """(N, 3) millimetres of level 0, (z, y, x)."""
+    levels: NDArray[np.int32]
+    """(N,) number of levels."""
+    profile: list[str]
+    source_digest: list[str]
+    digest: str
+    """Digest of all rows in order: the manifest digest that samples and checkpoints refer to."""
+
+    def __len__(self) -> int:
+        return len(self.case)
+
+    def store(self, workspace: Workspace, row: int) -> Path:
+        """Path of the store of one row."""
+        return workspace.store(self.dataset[row], self.case[row])
+
+
+_TABLE_COLUMNS = [
+    "dataset",
+    "case",
+    "patient",
+    "shape",
+    "spacing",
+    "levels",
+    "profile",
+    "source_digest",
+]
+
+
+def load_cache_table(workspace: Workspace, datasets: Sequence[str]) -> CacheTable:
+    """Load the cache manifests of ``datasets`` as one table.
+
+    Raises:
+        ManifestError: no data set is named, one has no cache manifest, or all are empty.
+    """
+    if not datasets:
+        raise ManifestError("no data set is named; give at least one that build-cache has stored")
+    tables = []
+    for dataset in sorted(set(datasets)):
+        path = workspace.cache_manifest(dataset)
+        if not path.exists():
+            raise ManifestError(
+                f"data set {dataset!r} has no stores in {workspace.root}; "
+                f"run: prect build-cache {dataset}"
+            )
+        tables.append(read_table(path, CACHE_SCHEMA, _TABLE_COLUMNS))
+    table = pa.concat_tables(tables).combine_chunks()
+    if table.num_rows == 0:
+        raise ManifestError(
+            f"the data sets {', '.join(sorted(set(datasets)))} hold no stored volume"
+        )
+    columns = {name: table[name].combine_chunks() for name in _TABLE_COLUMNS}
+    strings = {
+        n: columns[n].to_pylist() for n in _TABLE_COLUMNS if n not in ("shape", "spacing", "levels")
+    }
+    shape = columns["shape"].flatten().to_numpy(zero_copy_only=False).reshape(-1, 3)
+    spacing = columns["spacing"].flatten().to_numpy(zero_copy_only=False).reshape(-1, 3)
+    levels = columns["levels"].to_numpy(zero_copy_only=False)
+    return CacheTable(
+        **strings,
+        shape=shape,
+        spacing=spacing,
+        levels=levels,
+        digest=_table_digest(strings, shape, spacing, levels),
+    )
+
+
+def _table_digest(
+    strings: dict[str, list[str]],
+    shape: NDArray[np.int32],
+    spacing: NDArray[np.float64],
+    levels: NDArray[np.int32],
+) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(strings):
+        digest.update("\x1f".join(strings[name]).encode())
+        digest.update(b"\x1e")
+    for array in (shape, spacing, levels):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
