@@ -1,0 +1,1 @@
+"""The stores: their format, writer, reader and build engine."""
