@@ -1,0 +1,1 @@
+"""From foreign files to one trustworthy volume: discovery, readers, checks, harmonisation."""
