@@ -1,0 +1,254 @@
+"""The build engine: complete, idempotent, and whole after any kill."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prect.cache.build import build, cluster, make_plan
+from prect.cache.convert import Job, convert, is_current
+from prect.cache.profile import Profile, load_profile
+from prect.cache.reader import StoreReader
+from prect.errors import ConfigError, ManifestError, WorkspaceError
+from prect.ingest.survey import survey
+from prect.manifests.sources import read_sources
+from prect.manifests.status import dataset_status
+from prect.manifests.stores import (
+    CacheRow,
+    QuarantineRow,
+    load_cache_table,
+    read_cache_rows,
+    read_quarantine,
+)
+from prect.phantom import ORGANS, make_case
+from prect.phantom.write import write_case
+from prect.workspace import Workspace
+from tests.conftest import SALT, Built, ingest_and_build
+from tests.ingest.volumes import body_volume, write_nifti
+
+PROFILE = load_profile("iso1.5")
+
+
+def store_files(folder: Path) -> dict[str, bytes]:
+    """Every file under a folder of stores, by relative path."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_every_accepted_phantom_is_stored(phantom_built: Built) -> None:
+    assert phantom_built.survey.summary()["verdicts"] == {
+        "accepted": 8,
+        "warned": 0,
+        "rejected": 0,
+        "duplicate": 0,
+        "excluded": 0,
+    }
+    assert {row.format for row in phantom_built.survey.rows} == {
+        "nifti",
+        "dicom",
+        "metaimage",
+        "nrrd",
+    }
+    status = dataset_status(phantom_built.workspace, "phantoms")
+    assert (status.stored, status.pending, status.quarantined, status.orphans) == (8, 0, 0, 0)
+    table = load_cache_table(phantom_built.workspace, ["phantoms"])
+    assert len(table) == 8
+    for row in range(len(table)):
+        with StoreReader(table.store(phantom_built.workspace, row)) as reader:
+            assert reader.levels[0].shape == tuple(table.shape[row])
+            assert reader.levels[0].spacing == tuple(table.spacing[row])
+            assert len(reader.levels) == table.levels[row]
+
+
+@pytest.mark.parametrize("index", [0, 3, 5])
+def test_four_formats_of_one_phantom_give_identical_stores(tmp_path: Path, index: int) -> None:
+    case = make_case(11, index, "small")
+    stores = {}
+    for format_name in ("nifti", "dicom", "mha", "nrrd"):
+        folder = tmp_path / format_name
+        (folder / "source").mkdir(parents=True)
+        write_case(case, folder / "source" / "case", format_name)
+        workspace = Workspace(folder / "workspace")
+        (row,) = survey("one", folder / "source", workspace, salt=SALT).rows
+        assert row.verdict == "accepted", row.reason
+        job = Job(row, PROFILE, workspace.store("one", row.case))
+        assert isinstance(convert(job), CacheRow)
+        stores[format_name] = job.store
+    shards = {
+        name: [(path / str(level) / "c.0.0.0").read_bytes() for level in range(3)]
+        for name, path in stores.items()
+    }
+    affines = {name: StoreReader(path).affine.tolist() for name, path in stores.items()}
+    for name in ("dicom", "mha", "nrrd"):
+        assert affines[name] == affines["nifti"], name
+        assert shards[name] == shards["nifti"], name
+
+
+def test_organs_keep_their_place_through_the_whole_road(phantom_built: Built) -> None:
+    """The stored HU at the true position of an organ's centre are the organ's own."""
+    rows = {row.source: row for row in phantom_built.survey.rows}
+    compared = 0
+    for index, suffix in enumerate((".nii.gz", "", ".mha", ".nrrd")):
+        case = make_case(1, index, "small")
+        row = rows[f"case_{index:04d}{suffix}"]
+        with StoreReader(phantom_built.workspace.store("phantoms", row.case)) as reader:
+            to_index = np.linalg.inv(reader.affine)
+            for name in {"liver", "spleen", "bladder"} & case.landmarks.keys():
+                centre = [*case.landmarks[name].centroid, 1.0]
+                x, y, z = (round(float(v)) for v in (to_index @ centre)[:3])
+                box = reader.read(0, (z - 1, y - 1, x - 1), (3, 3, 3))
+                organ = case.hu[case.labels == ORGANS[name]]
+                assert abs(float(box.mean()) - float(np.median(organ))) < 40, (index, name)
+                compared += 1
+    assert compared >= 4
+
+
+def test_a_second_build_does_nothing(phantom_built: Built) -> None:
+    plan = make_plan("phantoms", phantom_built.workspace, PROFILE)
+    assert (len(plan.current), len(plan.todo)) == (8, 0)
+    before = store_files(phantom_built.workspace.cache)
+    report = build(plan, phantom_built.workspace, client=None)
+    assert report.summary()["built"] == 0
+    assert report.summary()["stored"] == 8
+    assert store_files(phantom_built.workspace.cache) == before
+
+
+def test_another_profile_or_another_source_makes_a_store_stale(
+    tmp_path: Path, phantom_built: Built
+) -> None:
+    other = Profile.model_validate({"name": "iso3", "harmonisation": {"spacing_mm": (3, 3, 3)}})
+    plan = make_plan("phantoms", phantom_built.workspace, other)
+    assert (len(plan.todo), plan.stale) == (8, 8)
+
+    folder = tmp_path / "source"
+    folder.mkdir()
+    path = write_nifti(folder / "ct.nii.gz", body_volume())
+    built = ingest_and_build(tmp_path / "workspace", folder, "one", workers=1)
+    assert built.report.summary()["stored"] == 1
+    write_nifti(path, body_volume() + np.int16(3))
+    (row,) = survey("one", folder, built.workspace).rows
+    plan = make_plan("one", built.workspace, PROFILE)
+    assert (len(plan.todo), plan.stale) == (1, 1)
+    assert isinstance(convert(plan.todo[0]), CacheRow)
+    assert is_current(plan.todo[0])
+    assert row.case == built.survey.rows[0].case
+
+
+def test_what_fails_is_quarantined_with_its_reason_and_stays_so(tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for name in ("sound", "gone", "changed"):
+        write_nifti(folder / f"{name}.nii.gz", body_volume())
+    workspace = Workspace(tmp_path / "workspace")
+    survey("d", folder, workspace, salt=SALT)
+    (folder / "gone.nii.gz").unlink()
+    write_nifti(folder / "changed.nii.gz", body_volume() + np.int16(1))
+    plan = make_plan("d", workspace, PROFILE)
+    with cluster(1) as client:
+        summary = build(plan, workspace, client).summary()
+    assert summary["accepted"] == summary["stored"] + summary["quarantined"] == 3
+    rows = {row.case: row.code for row in read_quarantine(workspace.quarantine("d"))}
+    assert sorted(rows.values()) == ["file.changed", "file.missing"]
+    status = dataset_status(workspace, "d")
+    assert (status.stored, status.quarantined, status.pending) == (1, 2, 0)
+
+    again = make_plan("d", workspace, PROFILE)
+    assert (len(again.current), len(again.quarantined), len(again.todo)) == (1, 2, 0)
+    assert len(make_plan("d", workspace, PROFILE, retry=True).todo) == 2
+
+
+def _die(job: Job) -> CacheRow | QuarantineRow:
+    if "deadly" in job.source.source:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return convert(job)
+
+
+def test_a_volume_that_kills_its_worker_is_quarantined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for name in ("a", "deadly", "z"):
+        write_nifti(folder / f"{name}.nii.gz", body_volume())
+    workspace = Workspace(tmp_path / "workspace")
+    survey("d", folder, workspace, salt=SALT)
+    monkeypatch.setattr("prect.cache.build.convert", _die)
+    with cluster(2) as client:
+        report = build(make_plan("d", workspace, PROFILE), workspace, client)
+    assert [row.code for row in report.quarantine] == ["build.worker_died"]
+    assert len(report.rows) == 2
+
+
+def test_a_killed_build_is_whole_after_the_next(tmp_path: Path, phantom_built: Built) -> None:
+    """SIGKILL of the whole process group at random moments, then a build to the end."""
+    workspace = Workspace(tmp_path / "workspace")
+    workspace.root.mkdir()
+    shutil.copytree(phantom_built.workspace.manifests, workspace.manifests)
+    workspace.cache_manifest("phantoms").unlink()
+    shutil.copy(phantom_built.workspace.root / "salt", workspace.root)
+    command = [sys.executable, "-m", "prect", "build-cache", "-w", str(workspace.root), "--json"]
+    chance = random.Random(5)
+    for _ in range(3):
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        time.sleep(chance.uniform(2.0, 5.0))
+        os.kill(process.pid, signal.SIGKILL)  # the driver; its workers notice and end
+        process.wait()
+        for store in workspace.cache.glob("phantoms/*.ome.zarr"):  # a reader sees whole stores only
+            with StoreReader(store) as reader:
+                for level, geometry in enumerate(reader.levels):
+                    reader.read(level, (0, 0, 0), geometry.shape)
+    subprocess.run(command, check=True, capture_output=True, timeout=200)
+    undisturbed = store_files(phantom_built.workspace.cache)
+    assert store_files(workspace.cache) == undisturbed  # byte-identical, and no leftovers
+    assert len(read_cache_rows(workspace.cache_manifest("phantoms"))) == 8
+    status = dataset_status(workspace, "phantoms")
+    assert (status.usable, status.stored, status.pending, status.orphans) == (8, 8, 0, 0)
+
+
+def test_two_builds_at_once_are_refused(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    with (
+        workspace.lock("build-cache"),
+        pytest.raises(WorkspaceError, match="already running"),
+        workspace.lock("build-cache"),
+    ):
+        pass
+    with workspace.lock("build-cache"):
+        pass
+
+
+def test_clear_errors(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="has not been ingested"):
+        make_plan("nothing", Workspace(tmp_path), PROFILE)
+    with pytest.raises(ConfigError, match=r"no profile 'iso9'.*iso1\.5"):
+        load_profile("iso9")
+    (tmp_path / "bad.toml").write_text('name = "x"\nspacing = 3\n')
+    with pytest.raises(ConfigError, match="not valid"):
+        load_profile(str(tmp_path / "bad.toml"))
+
+
+def test_the_cache_manifest_holds_no_file_name(phantom_built: Built) -> None:
+    path = phantom_built.workspace.cache_manifest("phantoms")
+    text = str([row for row in read_cache_rows(path)])
+    assert "case_000" not in text
+    assert "PHANTOM" not in text
+    for store in phantom_built.workspace.cache.glob("phantoms/*"):
+        attributes = (store / "zarr.json").read_text()
+        assert "case_000" not in attributes
+        assert "PHANTOM" not in attributes
+    sources = read_sources(phantom_built.workspace.sources("phantoms"))
+    assert any("case_000" in row.source for row in sources)
