@@ -28,6 +28,8 @@ class Header:
     patient_id: str | None = None
     """As in the file; hashed before it is written anywhere."""
     series_id: str | None = None
+    instances: tuple[tuple[str, int], ...] = ()
+    """DICOM: instance UID and bytes of each file in ``paths``."""
     warnings: tuple[tuple[str, str], ...] = field(default=())
 
 

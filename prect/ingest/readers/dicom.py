@@ -285,6 +285,7 @@ class DicomReader:
             paths=tuple(s.path for s in ordered),
             patient_id=first.patient_id or None,
             series_id=first.series_uid or None,
+            instances=tuple((s.instance_uid, s.bytes) for s in ordered),
             warnings=remarks,
         )
 
@@ -307,11 +308,9 @@ class DicomReader:
         series need not be read twice; files without one are digested by content.
         """
         digest = hashlib.blake2b(digest_size=16)
-        for path in header.paths:
-            found = read_slice(path)
-            uid = found.instance_uid if found is not None else ""
+        for path, (uid, size) in zip(header.paths, header.instances, strict=True):
             content = uid.encode() or hashlib.blake2b(path.read_bytes()).digest()
-            digest.update(content + b"\x1f%d\x1e" % path.stat().st_size)
+            digest.update(content + b"\x1f%d\x1e" % size)
         return digest.hexdigest()
 
 
