@@ -1,0 +1,1 @@
+"""Pre-training from stores: sampling, views, loading, crops, objectives, networks, the trainer."""

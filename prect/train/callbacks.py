@@ -1,0 +1,57 @@
+"""What the trainer tells the outside world; the library itself prints nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from prect.train.evaluate import Heldout
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """What is known when the first step begins."""
+
+    folder: Path
+    step: int
+    """Steps that were done before."""
+    max_steps: int
+    global_batch: int
+    train_volumes: int
+    heldout_volumes: int
+    parameters: int
+    """Of encoder and heads."""
+
+
+class Callback(Protocol):
+    """Called on rank 0 only. Must be picklable when several processes are launched."""
+
+    def on_start(self, start: RunStart) -> None:
+        """Before the first step."""
+
+    def on_step(self, step: int, metrics: Mapping[str, float] | None) -> None:
+        """After each step; ``metrics`` are given when a line was written."""
+
+    def on_eval(self, step: int, heldout: Heldout) -> None:
+        """After an evaluation."""
+
+    def on_end(self, summary: Mapping[str, Any]) -> None:
+        """After the last evaluation."""
+
+
+class Silent:
+    """Listens to nothing."""
+
+    def on_start(self, start: RunStart) -> None:
+        """Ignored."""
+
+    def on_step(self, step: int, metrics: Mapping[str, float] | None) -> None:
+        """Ignored."""
+
+    def on_eval(self, step: int, heldout: Heldout) -> None:
+        """Ignored."""
+
+    def on_end(self, summary: Mapping[str, Any]) -> None:
+        """Ignored."""

@@ -1,0 +1,83 @@
+"""The volumes of a run: manifest, split into training and held-out patients, streams of views."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prect.errors import ConfigError, TrainingError
+from prect.manifests.splits import heldout_mask
+from prect.manifests.stores import CacheTable, load_cache_table
+from prect.train.config import TrainConfig
+from prect.train.loader import PoolFactory, ViewDataset, reader_pool
+from prect.train.sampling import Domain, Sampler
+from prect.train.views import GeometryTable
+from prect.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The stored volumes of a run, split by patient."""
+
+    workspace: Workspace
+    table: CacheTable
+    rows: dict[Domain, NDArray[np.int64]]
+    """Rows of the manifest, for training and held out."""
+
+    @property
+    def geometry(self) -> GeometryTable:
+        """Shape, spacing and levels of every row."""
+        return GeometryTable(self.table.shape, self.table.spacing, self.table.levels)
+
+    def sampler(self, config: TrainConfig, domain: Domain = "train") -> Sampler:
+        """The stream of samples of one domain."""
+        return Sampler(config, self.table.digest, self.rows[domain], self.geometry, domain)
+
+    def views(
+        self, config: TrainConfig, domain: Domain = "train", pool: PoolFactory | None = None
+    ) -> ViewDataset:
+        """The samples of one domain with their voxels."""
+        return ViewDataset(
+            self.workspace,
+            self.table.dataset,
+            self.table.case,
+            self.sampler(config, domain),
+            pool or reader_pool(config),
+        )
+
+
+def open_data(workspace: Workspace, config: TrainConfig) -> TrainingData:
+    """Load the cache manifests of a run's data sets and split them.
+
+    Raises:
+        ConfigError: no data set is named.
+        ManifestError: a data set has no cache manifest, or holds no volume.
+        TrainingError: too few patients to hold one out.
+    """
+    if not config.data.datasets:
+        stored = [name for name in workspace.datasets() if workspace.cache_manifest(name).exists()]
+        raise ConfigError(
+            "data.datasets is empty; name the data sets to train on, for example "
+            f"--set data.datasets='[\"{stored[0] if stored else 'name'}\"]' "
+            f"({workspace.root} holds stores of: {', '.join(stored) or 'none'})"
+        )
+    table = load_cache_table(workspace, config.data.datasets)
+    return split_data(workspace, table, config)
+
+
+def split_data(workspace: Workspace, table: CacheTable, config: TrainConfig) -> TrainingData:
+    """Split loaded manifests into training and held-out patients; see :func:`open_data`."""
+    heldout = heldout_mask(table.patient, config.data.heldout_share, config.data.heldout_minimum)
+    if not heldout.any() or heldout.all():
+        raise TrainingError(
+            f"{len(table)} volumes of {len(set(table.patient))} patients leave none to "
+            f"{'train on' if heldout.any() else 'hold out'}; two patients at least are needed, "
+            f"data.heldout_share is {config.data.heldout_share}"
+        )
+    rows: dict[Domain, NDArray[np.int64]] = {
+        "train": np.flatnonzero(~heldout),
+        "heldout": np.flatnonzero(heldout),
+    }
+    return TrainingData(workspace, table, rows)

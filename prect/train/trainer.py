@@ -1,0 +1,266 @@
+"""The trainer: from a configuration to a trained encoder, one step after the other.
+
+The state of a run is its weights and its step. Samples and learning rate are functions of the
+step, so a resumed run goes on exactly where it was, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from prect.train.batch import CropBatch, assemble
+from prect.train.callbacks import Callback, RunStart
+from prect.train.checkpoint import Checkpoint, save_checkpoint, software_versions
+from prect.train.config import TrainConfig
+from prect.train.data import TrainingData
+from prect.train.evaluate import (
+    Heldout,
+    evaluate,
+    floor_of,
+    has_learned,
+    heldout_from,
+    verdict,
+)
+from prect.train.learner import Learner, build_learner
+from prect.train.loader import PoolFactory, RawBatch, train_loader
+from prect.train.metrics import Window
+from prect.train.networks import parameter_count
+from prect.train.objectives import ObjectiveOutput
+from prect.train.precision import autocast
+from prect.train.run_folder import RunFolder, starting_point, write_json
+from prect.train.schedule import learning_rate
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process computes, and its part in the run."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    def barrier(self) -> None:
+        """Wait for the other processes."""
+        if self.world > 1:
+            dist.barrier()
+
+
+class Trainer:
+    """One process's part of a run."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: TrainingData,
+        place: Place,
+        callback: Callback,
+        *,
+        resume: str = "auto",
+        pool: PoolFactory | None = None,
+    ) -> None:
+        """Build the network and find where to start; the folder is written by rank 0.
+
+        Args:
+            config: the settings.
+            data: the volumes.
+            place: device, rank and number of processes.
+            callback: told what happens, on rank 0.
+            resume: see :func:`prect.train.run_folder.starting_point`.
+            pool: makes the pools to read stores through; the default opens stores on disk.
+
+        Raises:
+            TrainingError, CheckpointError: the run cannot start or go on as asked.
+        """
+        self.config, self.data, self.place, self.callback = config, data, place, callback
+        self.leads = place.rank == 0
+        self.global_batch = config.data.batch_size * place.world
+        self.folder = RunFolder(data.workspace.run(config.run.name))
+        self.train_views = data.views(config, "train", pool)
+        self.heldout_views = data.views(config, "heldout", pool)
+        if config.train.threads:
+            torch.set_num_threads(config.train.threads)
+        self.learner: Learner = build_learner(config).to(place.device)
+        self.parameters = [p for p in self.learner.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=config.optim.lr,
+            weight_decay=config.optim.weight_decay,
+            amsgrad=config.optim.amsgrad,
+        )
+        self.step = 0
+        self.untrained: Heldout | None = None
+        self._go_on_from(
+            starting_point(self.folder, resume, config, data.table.digest, self.global_batch)
+        )
+        self.model = self._distribute()
+
+    def run(self) -> dict[str, Any]:
+        """Train to ``optim.max_steps``; returns the summary that is also written to the folder."""
+        self._begin()
+        if self.untrained is None:
+            self.untrained = self._evaluate()
+            self._record_evaluation(self.untrained)
+        last: Heldout | None = None
+        window = Window(self.place.device)
+        batches = self._batches()
+        while self.step < self.config.optim.max_steps:
+            asked = time.perf_counter()
+            raw = next(batches)
+            window.waited(time.perf_counter() - asked)
+            output, grad_norm = self._optimise(raw)
+            self.step += 1
+            window.add(self.step, output, grad_norm, len(raw.samples), raw.voxel_bytes)
+            last = self._report(window)
+        trained = last or self._evaluate()
+        return self._finish(trained)
+
+    def _optimise(self, raw: RawBatch) -> tuple[ObjectiveOutput, torch.Tensor]:
+        config, device = self.config, self.place.device
+        rate = learning_rate(self.step, config.optim)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with torch.no_grad():
+            batch: CropBatch = assemble(raw.to(device), config.view, config.crops)
+        with autocast(config, device):
+            output: ObjectiveOutput = self.model(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(output.loss)
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.optim.clip_norm)
+        self.optimizer.step()
+        self.learner.objective.after_step()
+        return output, grad_norm
+
+    def _report(self, window: Window) -> Heldout | None:
+        """Log, evaluate and save when it is time; the evaluation of the last step, if any."""
+        pace, step = self.config.train, self.step
+        ends = step == self.config.optim.max_steps
+        metrics: dict[str, float] | None = None
+        if ends or step % pace.log_every == 0:
+            window.check_finite()
+            metrics = window.summary() | {"lr": learning_rate(step - 1, self.config.optim)}
+            if self.leads:
+                self.folder.metrics.write(step, metrics)
+        if self.leads:
+            self.callback.on_step(step, metrics)
+        heldout = None
+        if ends or (pace.eval_every and step % pace.eval_every == 0):
+            heldout = self._evaluate()
+            self._record_evaluation(heldout)
+        saves = ends or step % pace.checkpoint_every == 0
+        if saves:
+            window.check_finite()
+            self._save()
+        if metrics is not None or heldout is not None or saves:
+            # What is done between steps must not count as a slow step.
+            window.reset()
+        return heldout
+
+    def _batches(self) -> Iterator[RawBatch]:
+        return iter(
+            train_loader(
+                self.train_views,
+                self.config,
+                range(self.step, self.config.optim.max_steps),
+                rank=self.place.rank,
+                world=self.place.world,
+                pin_memory=self.place.device.type == "cuda",
+            )
+        )
+
+    def _go_on_from(self, checkpoint: Checkpoint | None) -> None:
+        if checkpoint is None:
+            return
+        self.learner.load(checkpoint.backbone, checkpoint.objective)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        self.step = checkpoint.step
+        self.untrained = heldout_from(checkpoint.untrained)
+
+    def _distribute(self) -> torch.nn.Module:
+        if self.place.world == 1:
+            return self.learner
+        devices = [self.place.device] if self.place.device.type == "cuda" else None
+        # No buffer ever changes, so none needs sending at each step; torch 2.13 renamed the switch.
+        known = inspect.signature(DistributedDataParallel).parameters
+        switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: dict[str, Any] = {switch: False}
+        return DistributedDataParallel(self.learner, device_ids=devices, **options)
+
+    def _begin(self) -> None:
+        # All ranks have looked into the folder by now; only then may it change.
+        self.place.barrier()
+        if not self.leads:
+            return
+        self.folder.begin(self.config, self.data.table.digest, self.global_batch, self.step)
+        self.callback.on_start(
+            RunStart(
+                folder=self.folder.path,
+                step=self.step,
+                max_steps=self.config.optim.max_steps,
+                global_batch=self.global_batch,
+                train_volumes=len(self.data.rows["train"]),
+                heldout_volumes=len(self.data.rows["heldout"]),
+                parameters=parameter_count(self.learner),
+            )
+        )
+
+    def _evaluate(self) -> Heldout:
+        place = self.place
+        return evaluate(
+            self.learner,
+            self.heldout_views,
+            self.config,
+            place.device,
+            rank=place.rank,
+            world=place.world,
+        )
+
+    def _record_evaluation(self, heldout: Heldout) -> None:
+        if self.leads:
+            floor = floor_of(self.learner, self.config)
+            figures = heldout.metrics() | {"heldout_floor": floor.value}
+            self.folder.metrics.write(self.step, figures)
+            self.callback.on_eval(self.step, heldout)
+
+    def _save(self) -> None:
+        if not self.leads or self.untrained is None:
+            return
+        state = Checkpoint(
+            step=self.step,
+            backbone=self.learner.backbone.state_dict(),
+            objective=self.learner.objective.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            config=self.config.model_dump(mode="json"),
+            manifest_digest=self.data.table.digest,
+            global_batch=self.global_batch,
+            untrained=asdict(self.untrained),
+            versions=software_versions(),
+        )
+        save_checkpoint(self.folder.checkpoints, state, self.config.train.keep_checkpoints)
+
+    def _finish(self, trained: Heldout) -> dict[str, Any]:
+        untrained = self.untrained or trained
+        floor = floor_of(self.learner, self.config)
+        summary = {
+            "run": self.config.run.name,
+            "folder": str(self.folder.path),
+            "step": self.step,
+            "volumes_seen": self.step * self.global_batch,
+            "heldout": asdict(trained),
+            "untrained": asdict(untrained),
+            "floor": asdict(floor),
+            "learned": has_learned(trained, untrained, floor),
+            "verdict": verdict(trained, untrained, floor),
+        }
+        if self.leads:
+            write_json(self.folder.summary, summary)
+            self.callback.on_end(summary)
+        self.place.barrier()
+        return summary

@@ -1,0 +1,159 @@
+"""Checkpoints are whole or absent; exports hold what MONAI expects or are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.networks.nets.swin_unetr import SwinUNETR
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from prect.errors import CheckpointError
+from prect.train.checkpoint import (
+    Checkpoint,
+    differing_settings,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from prect.train.config import TrainConfig, load_config
+from prect.train.export import export_weights
+from prect.train.networks import build_encoder
+
+
+def make_checkpoint(config: TrainConfig, step: int = 7) -> Checkpoint:
+    torch.manual_seed(step)
+    return Checkpoint(
+        step=step,
+        backbone=build_encoder(config.network).state_dict(),
+        objective={},
+        optimizer={},
+        config=config.model_dump(mode="json"),
+        manifest_digest="d",
+        global_batch=2,
+        untrained={},
+        versions={"prect": "0"},
+    )
+
+
+@pytest.fixture
+def tiny() -> TrainConfig:
+    return load_config("tiny")
+
+
+@pytest.fixture
+def demo() -> TrainConfig:
+    return load_config("demo")
+
+
+def test_checkpoint_comes_back(tmp_path: Path, demo: TrainConfig) -> None:
+    saved = make_checkpoint(demo)
+    loaded = load_checkpoint(save_checkpoint(tmp_path, saved, keep=1))
+    assert (loaded.step, loaded.config) == (7, saved.config)
+    for name, tensor in saved.backbone.items():
+        torch.testing.assert_close(loaded.backbone[name], tensor, rtol=0, atol=0)
+
+
+def test_newest_committed_checkpoint_is_found(tmp_path: Path, demo: TrainConfig) -> None:
+    for step in (2, 10, 9):
+        save_checkpoint(tmp_path / "checkpoints", make_checkpoint(demo, step), keep=9)
+    (tmp_path / "checkpoints" / ".step-00000011.pt.1.tmp").write_bytes(b"half")
+    assert find_checkpoint(tmp_path).name == "step-00000010.pt"
+
+
+def test_only_the_newest_are_kept(tmp_path: Path, demo: TrainConfig) -> None:
+    (tmp_path / ".step-00000001.pt.1.tmp").write_bytes(b"half of a killed process")
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, make_checkpoint(demo, step), keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002.pt", "step-00000003.pt"]
+
+
+def test_failed_write_leaves_the_old_checkpoint(
+    tmp_path: Path, demo: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path, make_checkpoint(demo, 1), keep=1)
+
+    def full_disk(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        save_checkpoint(tmp_path, make_checkpoint(demo, 2), keep=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001.pt"]
+    assert load_checkpoint(tmp_path / "step-00000001.pt").step == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 broken"])
+def test_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "foreign.pt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"foreign\.pt is not a checkpoint"):
+        export_weights(path, tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize("content", [{"backbone.x": torch.ones(1)}, [1, 2], {"format": 1}])
+def test_foreign_state_is_refused(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "foreign.pt"
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"foreign\.pt is not a"):
+        export_weights(path, tmp_path / "out.safetensors")
+
+
+def test_missing_source_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist"):
+        export_weights(tmp_path / "nothing", tmp_path / "out.safetensors")
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+        export_weights(tmp_path, tmp_path / "out.safetensors")
+
+
+def test_export_loads_into_monai(tmp_path: Path, tiny: TrainConfig) -> None:
+    checkpoint = make_checkpoint(tiny)
+    save_checkpoint(tmp_path / "checkpoints", checkpoint, keep=1)
+    result = export_weights(tmp_path, tmp_path / "out.safetensors")
+    weights = load_file(result.path)
+    network = SwinUNETR(in_channels=1, out_channels=5, feature_size=12, use_v2=True)
+    outcome = network.load_state_dict(weights, strict=False)
+    assert outcome.unexpected_keys == []
+    assert {k.split(".")[0][:7] for k in outcome.missing_keys} == {"decoder", "out"}
+    assert result.tensors == len(weights) == 145
+    with safe_open(result.path, "pt") as file:
+        assert file.metadata()["step"] == "7"
+        assert file.metadata()["network"] == "swin_unetr"
+
+
+@pytest.mark.parametrize("damage", ["missing", "surplus", "reshaped"])
+def test_incomplete_backbone_is_refused(tmp_path: Path, tiny: TrainConfig, damage: str) -> None:
+    checkpoint = make_checkpoint(tiny)
+    name = "encoder10.layer.conv1.conv.weight"
+    weight = checkpoint.backbone.pop(name)
+    if damage == "surplus":
+        checkpoint.backbone |= {name: weight, "module.extra": torch.ones(1)}
+    elif damage == "reshaped":
+        checkpoint.backbone[name] = weight[:1]
+    path = save_checkpoint(tmp_path, checkpoint, keep=1)
+    with pytest.raises(CheckpointError, match=f"first: ({name}|module.extra)"):
+        export_weights(path, tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_existing_export_is_kept_without_force(tmp_path: Path, demo: TrainConfig) -> None:
+    path = save_checkpoint(tmp_path, make_checkpoint(demo), keep=1)
+    target = tmp_path / "out.safetensors"
+    target.write_bytes(b"precious")
+    with pytest.raises(CheckpointError, match="--force"):
+        export_weights(path, target)
+    assert target.read_bytes() == b"precious"
+    export_weights(path, target, force=True)
+    assert load_file(target).keys() == make_checkpoint(demo).backbone.keys()
+
+
+def test_only_pace_and_length_may_change(demo: TrainConfig) -> None:
+    before = demo.model_dump(mode="json")
+    after = load_config(
+        "demo",
+        overrides=["train.log_every=3", "optim.max_steps=9", "optim.lr=0.5", "data.workers=7"],
+    ).model_dump(mode="json")
+    assert differing_settings(before, after) == [f"optim.lr ({before['optim']['lr']} -> 0.5)"]

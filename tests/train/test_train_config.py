@@ -1,0 +1,110 @@
+"""Configuration: layers, overrides, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from prect.errors import ConfigError
+from prect.train.config import load_config, parse_config, presets
+from prect.train.schedule import learning_rate
+
+
+@pytest.mark.parametrize("name", presets())
+def test_presets_are_valid(name: str) -> None:
+    config = load_config(name)
+    assert config.run.name == name
+
+
+def test_published_settings_of_voco_b() -> None:
+    config = load_config("voco-b")
+    assert config.network.feature_size == 48
+    assert config.objective.projector_width == 1024
+    assert (config.optim.lr, config.optim.weight_decay, config.optim.amsgrad) == (1e-4, 0.01, True)
+    assert config.optim.warmup_steps == 5000
+    assert (config.crops.bases, config.crops.random, config.crops.size) == (9, 2, (64, 64, 64))
+
+
+def test_layers_override_each_other(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("[optim]\nlr = 0.5\n[run]\nseed = 9\n")
+    config = load_config(
+        "demo", file, ["data.datasets=['a', \"b\"]", "run.name=mine", "run.seed=11"]
+    )
+    assert config.optim.lr == 0.5
+    assert config.optim.warmup_steps == load_config("demo").optim.warmup_steps
+    assert config.data.datasets == ("a", "b")
+    assert (config.run.name, config.run.seed) == ("mine", 11)
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("view.grid=[96, 96, 64]", (96, 96, 64)),
+        ("view.window=[-1000, 500.5]", (-1000.0, 500.5)),
+    ],
+)
+def test_override_values_are_toml(override: str, value: object) -> None:
+    view = load_config("demo", overrides=[override]).view
+    assert value in (view.grid, view.window)
+
+
+def test_config_of_a_run_can_be_given_again(tmp_path: Path) -> None:
+    config = load_config("tiny", overrides=["run.seed=4"])
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config.model_dump(mode="json")))
+    assert load_config(file=file) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.datsets=['x']", r"data\.datsets: unknown setting; did you mean data\.datasets\?"),
+        ("optimm.lr=1", r"optimm: unknown setting; did you mean optim\?"),
+        ("train.lr=1", r"train\.lr: unknown setting; did you mean optim\.lr\?"),
+        ("optim.lr=fast", r"optim\.lr: .*number"),
+        ("optim.lr=-1", r"optim\.lr: .*greater than 0"),
+        ("optim.lr", "section.key=value"),
+        ("optim=3", "optim: "),
+        ("run=3", "run: "),
+        ("run.seed.x=3", r"run\.seed: "),
+        ("view.grid=[64, 96, 32]", "3 bases of 32 voxels need 96 along x, view.grid has 64"),
+        ("crops.margin=[0, 40, 0]", "no room along y"),
+        ("crops.size=[24, 24, 20]", "multiples of 8"),
+        ("view.kind=box", "spacing"),
+        ("view.window=[250, -175]", "must rise"),
+        ("crops.base_grid=[1, 1, 1]", "two bases at least"),
+    ],
+)
+def test_bad_settings_are_refused_by_their_path(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config("demo", overrides=[override])
+
+
+def test_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean voco-b"):
+        load_config("voco_b")
+
+
+def test_unreadable_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(file=tmp_path / "none.toml")
+    bad = tmp_path / "bad.toml"
+    bad.write_text("= 3")
+    with pytest.raises(ConfigError, match="is not valid"):
+        load_config(file=bad)
+
+
+def test_configuration_is_frozen_and_complete() -> None:
+    config = load_config("demo")
+    assert parse_config(config.model_dump(mode="json")) == config
+    with pytest.raises(ValueError, match="frozen"):
+        config.optim.lr = 3
+
+
+def test_learning_rate_warms_up_and_falls_to_zero() -> None:
+    optim = load_config("voco-b").optim
+    rates = [learning_rate(step, optim) for step in (0, 2499, 4999, 5000, 127_500, 249_999)]
+    assert rates == pytest.approx([2e-8, 5e-5, 1e-4, 1e-4, 5e-5, 0], abs=1e-9)

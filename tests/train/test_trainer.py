@@ -1,0 +1,210 @@
+"""The trainer from end to end on small stores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from prect.errors import CheckpointError, ConfigError, TrainingError
+from prect.train.callbacks import RunStart, Silent
+from prect.train.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
+from prect.train.config import TrainConfig
+from prect.train.data import open_data
+from prect.train.launch import launch
+from prect.train.run_folder import RunFolder
+from prect.train.trainer import Place, Trainer
+from prect.workspace import Workspace
+
+MakeConfig = Any
+CPU = Place(torch.device("cpu"))
+
+
+def run(workspace: Workspace, config: TrainConfig, resume: str = "auto") -> dict[str, Any]:
+    return Trainer(config, open_data(workspace, config), CPU, Silent(), resume=resume).run()
+
+
+def newest(workspace: Workspace, name: str) -> Checkpoint:
+    return load_checkpoint(list_checkpoints(workspace.run(name) / "checkpoints")[-1])
+
+
+def metrics(workspace: Workspace, name: str) -> list[dict[str, Any]]:
+    text = (workspace.run(name) / "metrics.jsonl").read_text("utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def assert_same_weights(a: Checkpoint, b: Checkpoint) -> None:
+    for ours, theirs in ((a.backbone, b.backbone), (a.objective, b.objective)):
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0, msg=name)
+
+
+def test_run_leaves_metrics_checkpoints_and_summary(
+    workspace: Workspace, make_config: MakeConfig
+) -> None:
+    config = make_config(train={"keep_checkpoints": 2, "checkpoint_every": 1})
+    summary = run(workspace, config)
+
+    folder = RunFolder(workspace.run("toy"))
+    lines = metrics(workspace, "toy")
+    steps = [line for line in lines if "loss" in line]
+    evaluations = [line for line in lines if "heldout_total" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4]
+    assert [line["step"] for line in evaluations] == [0, 4]
+    assert steps[0]["loss"] == pytest.approx(
+        steps[0]["pos"] + steps[0]["neg"] + steps[0]["reg"], rel=1e-5
+    )
+    assert all(0 <= line["wait_share"] <= 1 and line["volumes_per_s"] > 0 for line in steps)
+    assert [p.name for p in list_checkpoints(folder.checkpoints)] == [
+        "step-00000003.pt",
+        "step-00000004.pt",
+    ]
+    assert summary == json.loads(folder.summary.read_text("utf-8"))
+    assert summary["untrained"]["total"] == evaluations[0]["heldout_total"]
+    assert folder.read()[0] == config
+
+
+def test_resumed_run_equals_one_that_was_never_stopped(
+    workspace: Workspace, make_config: MakeConfig
+) -> None:
+    run(workspace, make_config(run={"name": "whole"}))
+    halted = make_config(run={"name": "parts"})
+    trainer = Trainer(halted, open_data(workspace, halted), CPU, _StopAfter(3))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    run(workspace, halted)
+
+    assert_same_weights(newest(workspace, "whole"), newest(workspace, "parts"))
+    timeless = [
+        [
+            {k: v for k, v in line.items() if k in ("step", "loss", "lr", "heldout_total")}
+            for line in m
+        ]
+        for m in (metrics(workspace, "whole"), metrics(workspace, "parts"))
+    ]
+    assert timeless[0] == timeless[1]
+
+
+class _StopAfter(Silent):
+    def __init__(self, step: int) -> None:
+        self.last = step
+
+    def on_step(self, step: int, _: Mapping[str, float] | None) -> None:
+        if step == self.last:
+            raise KeyboardInterrupt
+
+
+def test_workers_do_not_change_the_result(workspace: Workspace, make_config: MakeConfig) -> None:
+    run(workspace, make_config(run={"name": "none"}))
+    run(workspace, make_config(run={"name": "two"}, data={"workers": 2}))
+    assert_same_weights(newest(workspace, "none"), newest(workspace, "two"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:torch.*", "ignore::FutureWarning:torch.*")
+def test_two_processes_equal_one_with_the_same_volumes_a_step(
+    workspace: Workspace, make_config: MakeConfig
+) -> None:
+    together = make_config(run={"name": "one"}, data={"batch_size": 2})
+    apart = make_config(run={"name": "two"}, data={"batch_size": 1})
+    one = launch(together, workspace.root, Silent())
+    two = launch(apart, workspace.root, Silent(), procs=2)
+
+    assert two["heldout"]["total"] == pytest.approx(one["heldout"]["total"], rel=1e-3)
+    assert two["untrained"] == pytest.approx(one["untrained"], rel=1e-6)
+    ours, theirs = newest(workspace, "one"), newest(workspace, "two")
+    for name, tensor in ours.objective.items():
+        torch.testing.assert_close(theirs.objective[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+    losses = [[m["loss"] for m in metrics(workspace, n) if "loss" in m] for n in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_teacher_follows_the_student_at_each_step(
+    workspace: Workspace, make_config: MakeConfig
+) -> None:
+    run(workspace, make_config(objective={"ema_momentum": 0.0}))
+    heads = newest(workspace, "toy").objective
+    for name in [name for name in heads if name.startswith("teacher.")]:
+        student = heads[name.replace("teacher.", "student.")]
+        torch.testing.assert_close(heads[name], student, rtol=0, atol=0)
+
+
+def test_finished_run_is_left_as_it_is(workspace: Workspace, make_config: MakeConfig) -> None:
+    first = run(workspace, make_config())
+    before = metrics(workspace, "toy")
+    assert run(workspace, make_config()) == first
+    assert metrics(workspace, "toy") == before
+
+
+def test_longer_run_goes_on(workspace: Workspace, make_config: MakeConfig) -> None:
+    run(workspace, make_config())
+    seen = _Start()
+    longer = make_config(optim={"lr": 1e-3, "warmup_steps": 2, "max_steps": 6})
+    Trainer(longer, open_data(workspace, longer), CPU, seen).run()
+    assert seen.start is not None
+    assert seen.start.step == 4
+    assert newest(workspace, "toy").step == 6
+
+
+class _Start(Silent):
+    start: RunStart | None = None
+
+    def on_start(self, start: RunStart) -> None:
+        self.start = start
+
+
+def test_other_settings_are_refused_by_name(workspace: Workspace, make_config: MakeConfig) -> None:
+    run(workspace, make_config())
+    with pytest.raises(CheckpointError, match=r"crops\.random \(2 -> 3\)"):
+        run(workspace, make_config(crops={"random": 3}))
+    with pytest.raises(CheckpointError, match="2 volumes a step, this one would have 1"):
+        run(workspace, make_config(data={"batch_size": 1}))
+
+
+def test_existing_folder_is_refused_with_never(
+    workspace: Workspace, make_config: MakeConfig
+) -> None:
+    run(workspace, make_config(), resume="never")
+    with pytest.raises(TrainingError, match="--resume auto"):
+        run(workspace, make_config(), resume="never")
+
+
+def test_missing_checkpoint_is_refused(workspace: Workspace, make_config: MakeConfig) -> None:
+    with pytest.raises(CheckpointError, match="does not exist"):
+        run(workspace, make_config(), resume=str(workspace.root / "no.pt"))
+    assert not workspace.run("toy").exists()
+
+
+def test_loss_that_is_not_finite_stops_the_run_at_its_step(
+    workspace: Workspace, make_config: MakeConfig
+) -> None:
+    config = make_config()
+    trainer = Trainer(config, open_data(workspace, config), CPU, _Poison())
+    trainer.callback.trainer = trainer  # type: ignore[attr-defined]
+    with pytest.raises(TrainingError, match=r"step 3: .* not finite"):
+        trainer.run()
+    assert newest(workspace, "toy").step == 2
+
+
+class _Poison(Silent):
+    trainer: Trainer
+
+    def on_step(self, step: int, _: Mapping[str, float] | None) -> None:
+        if step == 2:
+            with torch.no_grad():
+                self.trainer.parameters[0].fill_(torch.nan)
+
+
+def test_run_without_data_sets_names_those_there_are(
+    workspace: Workspace, make_config: MakeConfig
+) -> None:
+    with pytest.raises(ConfigError, match=r"data\.datasets is empty"):
+        run(workspace, make_config(data={"datasets": []}))
+
+
+def test_more_gpus_than_present_are_refused(workspace: Workspace, make_config: MakeConfig) -> None:
+    with pytest.raises(TrainingError, match="64 GPUs are asked for"):
+        launch(make_config(), workspace.root, Silent(), gpus=64)
