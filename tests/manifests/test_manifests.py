@@ -37,8 +37,12 @@ def cache_row(number: int, dataset: str = "d") -> CacheRow:
 
 def test_source_rows_round_trip_sorted(tmp_path: Path) -> None:
     rows = [
-        SourceRow("d", "2", "accepted", "", "", "dicom", "b", "/r", ("1.dcm", "2.dcm"), shape=(1, 2, 3)),
-        SourceRow("d", "1", "rejected", "a.b", "why", "nifti", "a.nii", "/r", spacing=(1.0, 2.0, 3.0)),
+        SourceRow(
+            "d", "2", "accepted", "", "", "dicom", "b", "/r", ("1.dcm", "2.dcm"), shape=(1, 2, 3)
+        ),
+        SourceRow(
+            "d", "1", "rejected", "a.b", "why", "nifti", "a.nii", "/r", spacing=(1.0, 2.0, 3.0)
+        ),
     ]
     write_sources(tmp_path / "sources.parquet", rows)
     assert read_sources(tmp_path / "sources.parquet") == rows[::-1]

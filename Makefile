@@ -1,0 +1,62 @@
+# Each target sets up what it needs; all of them can be run again at any time.
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= demo
+BIN := $(VENV)/bin
+PRECT := $(BIN)/prect
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test test-slow lint format docs clean
+
+help:
+	@echo "make setup   virtual environment with prect and everything it needs"
+	@echo "make demo    synthetic patients -> stores -> pre-training -> weights, in $(DEMO)/"
+	@echo "make test    the test suite"
+	@echo "make lint    ruff and mypy"
+	@echo "make docs    write the generated pages of docs/ again"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	rm -rf $(DEMO)
+	$(PRECT) phantom $(DEMO)/phantoms --cases 20 --seed 7 --size small --format mixed
+	$(PRECT) ingest phantoms --source $(DEMO)/phantoms --workspace $(DEMO)/workspace --salt demo
+	$(PRECT) build-cache phantoms --workspace $(DEMO)/workspace
+	$(PRECT) train --preset demo --gpus 0 --workspace $(DEMO)/workspace \
+		--set 'data.datasets=["phantoms"]' --set run.name=demo
+	$(PRECT) export $(DEMO)/workspace/runs/demo $(DEMO)/encoder.safetensors
+	$(PRECT) replay --run demo --step 1 --workspace $(DEMO)/workspace --out $(DEMO)/replay
+	$(PRECT) status --workspace $(DEMO)/workspace
+	@echo
+	@echo "phantoms     $(DEMO)/phantoms"
+	@echo "stores       $(DEMO)/workspace/cache/phantoms"
+	@echo "manifests    $(DEMO)/workspace/manifests/phantoms"
+	@echo "run          $(DEMO)/workspace/runs/demo (metrics.jsonl, summary.json, checkpoints)"
+	@echo "weights      $(DEMO)/encoder.safetensors"
+	@echo "picture of what step 1 read:  $(DEMO)/replay"
+
+test: setup
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow --timeout 3600
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: setup
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) $(DEMO) *.egg-info

@@ -1,0 +1,6 @@
+"""``python -m prect``."""
+
+from prect.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""The command line: parses, calls the library, prints, sets the exit status."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from prect import __version__
+from prect.cli import data, training
+from prect.cli.console import ExitCode, console
+from prect.errors import PrectError
+
+app = typer.Typer(
+    name="prect",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Public CT collections into compact Zarr stores, and VoCo pre-training from them.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"prect {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Public CT collections into compact Zarr stores, and VoCo pre-training from them."""
+
+
+app.command("phantom")(data.phantom)
+app.command("ingest")(data.ingest)
+app.command("build-cache")(data.build_cache)
+app.command("status")(data.status)
+app.command("train")(training.train)
+app.command("export")(training.export)
+app.command("replay")(training.replay)
+
+
+def main() -> None:
+    """Run the command line; a typed error ends it with its message and exit status 1."""
+    try:
+        app()
+    except PrectError as error:
+        console.print(f"[bold red]error:[/] {_escaped(error)}")
+        for note in getattr(error, "__notes__", ()):
+            console.print(f"  {note}", markup=False)
+        sys.exit(ExitCode.USER_ERROR)
+    except OSError as error:
+        console.print(f"[bold red]error:[/] {_escaped(error)}")
+        sys.exit(ExitCode.USER_ERROR)
+    except KeyboardInterrupt:
+        console.print("interrupted; run the same command again to go on")
+        sys.exit(ExitCode.INTERRUPTED)
+
+
+def _escaped(error: BaseException) -> str:
+    return str(error).replace("[", "\\[")

@@ -1,0 +1,111 @@
+"""What every command shares: where text goes, and what ends up there.
+
+People read standard error, scripts read standard output: with ``--json`` exactly one
+JSON object is written to standard output and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+# Without a terminal a sentence or a path stays on one line, for grep and for copying.
+console = Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False)
+
+WorkspaceOption = Annotated[
+    str,
+    typer.Option(
+        "--workspace",
+        "-w",
+        envvar="PRECT_WORKSPACE",
+        help="Folder that holds manifests, stores and runs.",
+        show_default=True,
+    ),
+]
+DEFAULT_WORKSPACE = "./prect-data"
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Write one JSON object to standard output, nothing else.")
+]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Exit with status 3 when a volume is not usable.")
+]
+
+
+class ExitCode(IntEnum):
+    """Exit status of a command."""
+
+    DONE = 0
+    USER_ERROR = 1
+    USAGE = 2
+    QUARANTINED = 3
+    INTERRUPTED = 130
+
+
+def emit_json(document: dict[str, Any]) -> None:
+    """Write one JSON object to standard output."""
+    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+class _RateColumn(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        elapsed = task.finished_time or task.elapsed
+        return Text(f"{task.completed / elapsed:.2f} {self.unit}/s" if elapsed else "")
+
+
+@contextmanager
+def progress_bar(unit: str, *, quiet: bool) -> Iterator[Progress]:
+    """A bar with count, rate and time left on standard error; nothing when ``quiet``."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _RateColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=quiet) as progress:
+        yield progress
+
+
+def count_table(title: str, counts: dict[str, int], header: str) -> Table:
+    """A table of names and numbers."""
+    table = Table(title=title, title_justify="left")
+    table.add_column(header)
+    table.add_column("volumes", justify="right")
+    for name, count in counts.items():
+        table.add_row(name, str(count))
+    return table
+
+
+def human_bytes(count: float) -> str:
+    """``12.3 MB``, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(count) < 1000 or unit == "TB":
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")

@@ -1,0 +1,298 @@
+"""Commands that find, judge and store volumes: phantom, ingest, build-cache, status."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from prect.cli.console import (
+    DEFAULT_WORKSPACE,
+    ExitCode,
+    JsonOption,
+    StrictOption,
+    WorkspaceOption,
+    console,
+    count_table,
+    emit_json,
+    human_bytes,
+    progress_bar,
+)
+
+if TYPE_CHECKING:
+    from prect.cache.build import Plan, Report
+    from prect.ingest.survey import Survey
+    from prect.phantom import CaseRecord
+    from prect.workspace import Workspace
+
+
+class Size(StrEnum):
+    """Size of a phantom."""
+
+    SMALL = "small"
+    CLINICAL = "clinical"
+
+
+class FileFormat(StrEnum):
+    """File format of a phantom."""
+
+    NIFTI = "nifti"
+    DICOM = "dicom"
+    MHA = "mha"
+    NRRD = "nrrd"
+    MIXED = "mixed"
+
+
+def phantom(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder to write; must be empty.")
+    ],
+    cases: Annotated[int, typer.Option(min=1, help="Number of synthetic patients.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
+    size: Annotated[
+        Size,
+        typer.Option(help="small: 2.2-3 mm pixels; clinical: 512x512, 0.6-0.9 mm by 0.8-5 mm."),
+    ] = Size.SMALL,
+    file_format: Annotated[
+        FileFormat, typer.Option("--format", help="mixed takes the four formats in turn.")
+    ] = FileFormat.MIXED,
+    masks: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also write true organ masks (NIfTI) here.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write into a non-empty folder.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Write synthetic CT patients, to try everything without data."""
+    from prect.phantom import generate
+
+    if dry_run:
+        if json:
+            emit_json({"directory": str(directory), "dry_run": True, "cases": []})
+        else:
+            console.print(f"would write {cases} {size} cases ({file_format}) to {directory}")
+        return
+    written: list[dict[str, Any]] = []
+    with progress_bar("case", quiet=json) as progress:
+        task = progress.add_task("phantom", total=cases)
+
+        def on_case(record: CaseRecord) -> None:
+            written.append({"name": record.name, "file": record.file, "format": record.format})
+            progress.advance(task)
+
+        table = generate(
+            directory,
+            cases=cases,
+            seed=seed,
+            size=size.value,
+            format=file_format.value,
+            masks=masks,
+            overwrite=force,
+            on_case=on_case,
+        )
+    if json:
+        emit_json({"directory": str(directory), "table": str(table), "cases": written})
+    else:
+        console.print(f"{len(written)} cases in {directory}; the truth about them in {table}")
+
+
+def ingest(
+    dataset: Annotated[str, typer.Argument(help="Name of the data set in the workspace.")],
+    source: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder with NIfTI, MetaImage, NRRD or DICOM files.")
+    ],
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    salt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Secret that case, patient and series ids are hashed with; made at random for "
+            "a new workspace. Give the same one to get the same ids elsewhere.",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge, but write nothing.")] = False,
+    strict: StrictOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Find and judge every volume under a folder; write the source manifest."""
+    from prect.ingest.survey import survey
+    from prect.workspace import Workspace
+
+    place = Workspace(workspace)
+    with progress_bar("volume", quiet=json) as progress:
+        task = progress.add_task(f"ingest {dataset}", total=None)
+        found = survey(
+            dataset,
+            source,
+            place,
+            salt=salt,
+            write=not dry_run,
+            on_row=lambda _: progress.advance(task),
+        )
+        progress.update(task, total=len(found.rows))
+    if json:
+        emit_json({**found.summary(), "manifest": None if dry_run else str(place.sources(dataset))})
+    else:
+        _print_survey(found, place, dry_run=dry_run)
+    usable = sum(row.verdict in ("accepted", "warned") for row in found.rows)
+    if strict and usable < len(found.rows):
+        raise typer.Exit(ExitCode.QUARANTINED)
+
+
+def _print_survey(found: Survey, workspace: Workspace, *, dry_run: bool) -> None:
+    from prect.manifests.sources import count_codes, count_verdicts
+
+    verdicts = {name: n for name, n in count_verdicts(found.rows).items() if n}
+    console.print(count_table(f"{found.dataset}: verdicts", verdicts, "verdict"))
+    codes = count_codes(found.rows)
+    if codes:
+        console.print(count_table("not usable, by reason", codes, "code"))
+    if found.other_files:
+        others = ", ".join(f"{n} {suffix}" for suffix, n in found.other_files.items())
+        console.print(f"other files, no images: {others}")
+    if not found.rows:
+        console.print(f"[yellow]no candidate volume was found under {found.root}[/]")
+    where = "nothing was written (dry run)" if dry_run else str(workspace.sources(found.dataset))
+    console.print(f"{len(found.rows)} candidates; {where}")
+
+
+def build_cache(
+    datasets: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="DATASET", help="Data sets to build; all when left out."),
+    ] = None,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    profile: Annotated[
+        str, typer.Option(help="Name of a harmonisation profile, or path of a TOML file.")
+    ] = "iso1.5",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Local processes; one a core when left out.")
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Use this Dask cluster, e.g. tcp://host:8786."),
+    ] = None,
+    retry_quarantined: Annotated[
+        bool, typer.Option("--retry-quarantined", help="Try again what failed before.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be built.")] = False,
+    strict: StrictOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Convert every accepted volume into a chunked store; what is stored already stays."""
+    from prect.cache.build import build, cluster, make_plan
+    from prect.cache.profile import load_profile
+    from prect.errors import ManifestError
+    from prect.workspace import Workspace
+
+    place = Workspace(workspace)
+    recipe = load_profile(profile)
+    names = datasets or place.datasets()
+    if not names:
+        raise ManifestError(
+            f"nothing has been ingested in {workspace}; run: prect ingest NAME --source DIR"
+        )
+    if dry_run:
+        plans = [make_plan(name, place, recipe, retry=retry_quarantined) for name in names]
+        _show_plans(plans, as_json=json)
+        return
+    with place.lock("build-cache"), progress_bar("volume", quiet=json) as progress:
+        plans = [make_plan(name, place, recipe, retry=retry_quarantined) for name in names]
+        total = sum(len(plan.todo) for plan in plans)
+        task = progress.add_task("build-cache", total=total)
+        with ExitStack() as stack:
+            client = None
+            if total:
+                count = min(workers or os.cpu_count() or 1, total)
+                client = stack.enter_context(cluster(count, scheduler))
+            reports = [
+                build(plan, place, client, lambda _: progress.advance(task)) for plan in plans
+            ]
+    _show_reports(reports, as_json=json)
+    if strict and any(report.quarantine for report in reports):
+        raise typer.Exit(ExitCode.QUARANTINED)
+
+
+def _show_plans(plans: list[Plan], *, as_json: bool) -> None:
+    summaries = [
+        {
+            "dataset": plan.dataset,
+            "candidates": plan.sources,
+            "accepted": len(plan.current) + len(plan.quarantined) + len(plan.todo),
+            "kept": len(plan.current),
+            "quarantined": len(plan.quarantined),
+            "todo": len(plan.todo),
+            "stale": plan.stale,
+        }
+        for plan in plans
+    ]
+    if as_json:
+        emit_json({"dry_run": True, "datasets": summaries})
+        return
+    _print_summaries("what would be built", summaries)
+
+
+def _show_reports(reports: list[Report], *, as_json: bool) -> None:
+    summaries = [report.summary() for report in reports]
+    if as_json:
+        emit_json({"dry_run": False, "datasets": summaries})
+        return
+    shown = [
+        {
+            **summary,
+            "bytes": human_bytes(summary["bytes"]),
+            "source_bytes": human_bytes(summary["source_bytes"]),
+        }
+        for summary in summaries
+    ]
+    _print_summaries("accepted = stored + quarantined", shown)
+    for report in reports:
+        for row in report.quarantine:
+            console.print(
+                f"quarantined {row.dataset}/{row.case}: {row.code}: {row.reason}", markup=False
+            )
+
+
+def _print_summaries(title: str, summaries: list[dict[str, Any]]) -> None:
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for summary in summaries:
+        table.add_column(str(summary["dataset"]), justify="right")
+    for name in summaries[0]:
+        if name != "dataset":
+            table.add_row(name.replace("_", " "), *(str(summary[name]) for summary in summaries))
+    console.print(table)
+
+
+def status(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = False) -> None:
+    """Show what is ingested, rejected and why, stored, and how large it is."""
+    from prect.manifests.status import workspace_status
+    from prect.workspace import Workspace
+
+    document = workspace_status(Workspace(workspace))
+    if json:
+        emit_json(document)
+        return
+    datasets: list[dict[str, Any]] = document["datasets"]  # type: ignore[assignment]
+    if not datasets:
+        console.print(f"nothing has been ingested in {workspace}")
+        return
+    table = Table(title=f"workspace {workspace}", title_justify="left")
+    table.add_column("data set")
+    numbers = ("candidates", "usable", "stored", "quarantined", "pending", "orphans")
+    for name in (*numbers, "on disk", "from"):
+        table.add_column(name, justify="right")
+    for entry in datasets:
+        sizes = (human_bytes(entry["bytes"]), human_bytes(entry["source_bytes"]))
+        table.add_row(entry["dataset"], *(str(entry[name]) for name in numbers), *sizes)
+    console.print(table)
+    for entry in datasets:
+        codes = entry["codes"] | entry["quarantine_codes"]
+        if codes:
+            title = f"{entry['dataset']}: not usable, by reason"
+            console.print(count_table(title, codes, "code"))

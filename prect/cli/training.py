@@ -1,0 +1,279 @@
+"""Commands around a training run: train, export, replay."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from prect.cli.console import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption, console, emit_json
+
+if TYPE_CHECKING:
+    from prect.train.callbacks import RunStart
+    from prect.train.config import TrainConfig
+    from prect.train.evaluate import Heldout
+    from prect.workspace import Workspace
+
+
+def train(
+    *,
+    preset: Annotated[
+        str | None, typer.Option(help="Settings to start from: demo, tiny or voco-b.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="TOML file, or config.json of an earlier run; overrides the preset."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="section.key=value (TOML), repeatable; overrides the file."),
+    ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=0, show_default="all", help="GPUs to use; 0: train on the CPU."),
+    ] = None,
+    procs: Annotated[int, typer.Option(min=1, help="Processes when training on the CPU.")] = 1,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimiser steps; same as --set optim.max_steps=N.")
+    ] = None,
+    resume: Annotated[
+        str,
+        typer.Option(
+            help="auto: go on from the newest checkpoint of the run; never: want a new run; "
+            "else the path of a checkpoint or run folder."
+        ),
+    ] = "auto",
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would run; write nothing.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Pre-train an encoder from stores, and measure it on held-out patients."""
+    from prect.train.config import load_config
+
+    overrides = list(settings or [])
+    if max_steps is not None:
+        overrides.append(f"optim.max_steps={max_steps}")
+    resolved = load_config(preset, config, overrides)
+    if dry_run:
+        _dry_run(resolved, workspace, _world(gpus, procs), as_json)
+        return
+    from prect.train.launch import launch
+
+    gpus = _present_gpus() if gpus is None else gpus
+    listener = _Listener(interactive=console.is_terminal)
+    summary = launch(resolved, Path(workspace), listener, gpus=gpus, procs=procs, resume=resume)
+    if not _leads():
+        return
+    _print_summary(summary)
+    if as_json:
+        emit_json(summary)
+
+
+def export(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Run name or folder, or a .pt file.")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="File to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the encoder's weights as safetensors, under the names that MONAI's networks use."""
+    from prect.train.export import export_weights
+
+    result = export_weights(_run_path(source, workspace), target, force=force)
+    console.print(
+        f"{result.tensors} tensors, {result.parameters:,} numbers of {result.network} at step "
+        f"{result.step} written to {result.path}"
+    )
+    if as_json:
+        emit_json(
+            {
+                "path": str(result.path),
+                "checkpoint": str(result.checkpoint),
+                "network": result.network,
+                "step": result.step,
+                "tensors": result.tensors,
+                "parameters": result.parameters,
+            }
+        )
+
+
+def replay(
+    *,
+    run: Annotated[str, typer.Option(help="Run name or folder.")],
+    step: Annotated[int, typer.Option(min=1, help="Step, counted from 1 as in metrics.jsonl.")],
+    out: Annotated[
+        Path | None, typer.Option(show_default="<run>/replay", help="Folder to write to.")
+    ] = None,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a step saw: its samples as JSON and as a picture."""
+    from prect.train.replay import replay as replay_step
+    from prect.workspace import Workspace
+
+    folder = _run_path(run, workspace)
+    result = replay_step(Workspace(workspace), folder, step, out or folder / "replay")
+    console.print(f"{result.samples}\n{result.picture}")
+    if as_json:
+        files = {"samples_file": str(result.samples), "picture": str(result.picture)}
+        emit_json(result.document | files)
+
+
+class _Listener:
+    """Shows a run's progress: a line that moves on a terminal, plain lines elsewhere."""
+
+    def __init__(self, *, interactive: bool) -> None:
+        self._interactive = interactive
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._max_steps = 0
+        self._begin = 0.0
+
+    def on_start(self, start: RunStart) -> None:
+        self._begin = time.monotonic()
+        self._max_steps = start.max_steps
+        went_on = f", going on from step {start.step}" if start.step else ""
+        console.print(
+            f"{start.folder}: {start.train_volumes:,} volumes to train on, "
+            f"{start.heldout_volumes:,} held out, {start.global_batch} a step, "
+            f"{start.parameters:,} parameters{went_on}"
+        )
+        if self._interactive:
+            columns = ("{task.description}", BarColumn(), "{task.completed}/{task.total} steps")
+            texts = [TextColumn(c) if isinstance(c, str) else c for c in columns]
+            self._progress = Progress(
+                *texts, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console
+            )
+            self._progress.start()
+            self._task = self._progress.add_task(
+                "training", total=start.max_steps, completed=start.step, note=""
+            )
+
+    def on_step(self, step: int, metrics: Mapping[str, float] | None) -> None:
+        note = None if metrics is None else _step_note(metrics)
+        if self._progress is not None:
+            if note is None:
+                self._progress.update(self._task, completed=step)
+            else:
+                self._progress.update(self._task, completed=step, note=note)
+        elif note is not None:
+            console.print(f"step {step}/{self._max_steps}  {note}")
+
+    def on_eval(self, step: int, heldout: Heldout) -> None:
+        console.print(
+            f"step {step}: held-out pos+neg {heldout.total:.3f}, top-1 {heldout.top1:.2f} "
+            f"(chance {heldout.chance:.2f}), {heldout.views} views"
+        )
+
+    def on_end(self, summary: Mapping[str, Any]) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        seconds = time.monotonic() - self._begin
+        console.print(f"{summary['step']} steps done, {seconds:.0f} s in this session")
+
+
+def _step_note(metrics: Mapping[str, float]) -> str:
+    return (
+        f"loss {metrics['loss']:.3f}  pos {metrics['pos']:.3f}  neg {metrics['neg']:.3f}  "
+        f"{metrics['volumes_per_s']:.1f} volumes/s  waiting {metrics['wait_share']:.0%}"
+    )
+
+
+def _print_summary(summary: Mapping[str, Any]) -> None:
+    table = Table("held out", "trained", "untrained", "best constant", title=summary["run"])
+    trained, untrained = summary["heldout"], summary["untrained"]
+    names = {"pos": "pos", "neg": "neg", "total": "pos + neg", "top1": "top-1"}
+    for key, name in names.items():
+        floor = ""
+        if key == "total":
+            floor = f"{summary['floor']['value']:.3f}"
+        elif key == "top1":
+            floor = f"{trained['chance']:.3f} (chance)"
+        table.add_row(name, f"{trained[key]:.3f}", f"{untrained[key]:.3f}", floor)
+    console.print(table)
+    console.print(summary["verdict"])
+
+
+def _dry_run(config: TrainConfig, workspace: str, world: int, as_json: bool) -> None:
+    from prect.workspace import Workspace
+
+    plan = _plan(config, Workspace(workspace), world)
+    console.print_json(data=plan["config"])
+    parameters = plan["parameters"]
+    console.print(
+        f"network {config.network.name}: {parameters['backbone']:,} parameters, heads "
+        f"{parameters['objective']:,} (teacher included)\n"
+        f"crops a step: {plan['crops_per_step']} ({plan['global_batch']} volumes of "
+        f"{config.crops.random} random and {config.crops.bases} base crops)\n"
+        f"volumes: {plan['train_volumes']:,} to train on, {plan['heldout_volumes']:,} held out, "
+        f"of {', '.join(config.data.datasets)}\n"
+        f"steps an epoch: {plan['steps_per_epoch']:,}, epochs: {plan['epochs']:.2f}\n"
+        f"run folder: {plan['folder']} (nothing was written)"
+    )
+    if as_json:
+        emit_json(plan)
+
+
+def _plan(config: TrainConfig, workspace: Workspace, world: int) -> dict[str, Any]:
+    import torch
+
+    from prect.train.data import open_data
+    from prect.train.networks import describe_encoder, parameter_count
+    from prect.train.objectives import build_objective
+
+    data = open_data(workspace, config)
+    encoder = describe_encoder(config.network)
+    with torch.device("meta"):
+        heads = build_objective(config.objective, config.crops, encoder.embedding)
+    global_batch = config.data.batch_size * world
+    volumes = len(data.rows["train"])
+    return {
+        "folder": str(workspace.run(config.run.name)),
+        "config": config.model_dump(mode="json"),
+        "parameters": {
+            "backbone": parameter_count(encoder),
+            "objective": parameter_count(heads),
+        },
+        "global_batch": global_batch,
+        "crops_per_step": global_batch * config.crops.per_volume,
+        "train_volumes": volumes,
+        "heldout_volumes": len(data.rows["heldout"]),
+        "steps_per_epoch": -(-volumes // global_batch),
+        "epochs": config.optim.max_steps * global_batch / volumes,
+    }
+
+
+def _run_path(text: str, workspace: str) -> Path:
+    """The folder of the run of that name in the workspace, or else the text as a path."""
+    from prect.workspace import Workspace
+
+    path = Path(text)
+    if len(path.parts) > 1 or path.suffix:
+        return path
+    run = Workspace(workspace).run(text)
+    return path if path.exists() and not run.exists() else run
+
+
+def _present_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _world(gpus: int | None, procs: int) -> int:
+    return (_present_gpus() if gpus is None else gpus) or procs
+
+
+def _leads() -> bool:
+    import os
+
+    return os.environ.get("RANK", "0") == "0"

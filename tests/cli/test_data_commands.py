@@ -1,0 +1,126 @@
+"""The commands as a user runs them: what they print, write and return."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import Built, run_json, run_prect
+from tests.ingest.volumes import body_volume, write_nifti
+
+
+def test_help_is_quick() -> None:
+    run_prect("--help")  # the first run compiles
+    seconds = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        done = run_prect("--help")
+        seconds.append(time.perf_counter() - begin)
+    assert min(seconds) < 0.5
+    for command in ("phantom", "ingest", "build-cache", "train", "export", "status"):
+        assert command in done.stdout
+
+
+def test_the_whole_road_with_json(tmp_path: Path) -> None:
+    source, workspace = tmp_path / "source", tmp_path / "workspace"
+    made = run_json("phantom", source, "--cases", 4, "--seed", 3)
+    assert [case["format"] for case in made["cases"]] == ["nifti", "dicom", "mha", "nrrd"]
+    (source / "notes.txt").write_text("not an image")
+    write_nifti(source / "mask.nii.gz", (body_volume() > -500).astype(np.uint8))
+
+    judged = run_json("ingest", "ph", "--source", source, "-w", workspace)
+    assert judged["candidates"] == 5
+    assert judged["verdicts"]["accepted"] == 4
+    assert judged["codes"] == {"content.label_map": 1}
+    assert judged["other_files"][".txt"] == 1
+
+    before = run_json("status", "-w", workspace)["datasets"][0]
+    assert (before["usable"], before["stored"], before["pending"]) == (4, 0, 4)
+    plan = run_json("build-cache", "-w", workspace, "--dry-run")
+    assert plan["datasets"][0]["todo"] == 4
+    assert not (workspace / "cache").exists()
+
+    built = run_json("build-cache", "ph", "-w", workspace, "--workers", 2)["datasets"][0]
+    assert (built["accepted"], built["stored"], built["quarantined"]) == (4, 4, 0)
+    again = run_json("build-cache", "ph", "-w", workspace)["datasets"][0]
+    assert (again["built"], again["kept"]) == (0, 4)
+
+    after = run_json("status", "-w", workspace)
+    assert after["datasets"][0]["stored"] == 4
+    assert after["totals"]["bytes"] == built["bytes"] > 0
+    stores = sorted((workspace / "cache" / "ph").iterdir())
+    assert (
+        sum(f.stat().st_size for s in stores for f in s.rglob("*") if f.is_file())
+        == (built["bytes"])
+    )
+
+
+def test_strict_tells_by_the_exit_status(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    write_nifti(source / "ct.nii.gz", body_volume())
+    run_json("ingest", "a", "--source", source, "-w", tmp_path / "w", "--strict")
+    write_nifti(source / "mask.nii.gz", (body_volume() > -500).astype(np.uint8))
+    run_json("ingest", "a", "--source", source, "-w", tmp_path / "w", "--strict", expect=3)
+    (source / "ct.nii.gz").unlink()
+    run_json("build-cache", "-w", tmp_path / "w", "--strict", expect=3)
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    write_nifti(source / "ct.nii.gz", body_volume())
+    seen = run_json("ingest", "a", "--source", source, "-w", tmp_path / "w", "--dry-run")
+    assert seen["verdicts"]["accepted"] == 1
+    assert seen["manifest"] is None
+    run_prect("phantom", tmp_path / "p", "--dry-run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["ingest", "a", "--source", "nowhere"], "is not a folder"),
+        (["ingest", "../a", "--source", "."], "cannot be used"),
+        (["build-cache"], "run: prect ingest"),
+        (["build-cache", "unknown"], "has not been ingested"),
+        (["build-cache", "a", "--profile", "iso9"], "no profile 'iso9'"),
+    ],
+)
+def test_a_users_error_is_one_sentence_and_status_1(
+    tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    done = run_prect(*arguments, "-w", tmp_path / "w", expect=1)
+    assert sentence in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_wrong_usage_is_status_2(tmp_path: Path) -> None:
+    run_prect("ingest", "a", expect=2)
+    run_prect("no-such-command", expect=2)
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "file").touch()
+    assert "not empty" in run_prect("phantom", tmp_path / "p", expect=1).stderr
+
+
+def test_tables_for_people_go_to_standard_error(phantom_built: Built) -> None:
+    done = run_prect("status", "-w", phantom_built.workspace.root)
+    assert done.stdout == ""
+    assert "phantoms" in done.stderr
+    done = run_prect("build-cache", "-w", phantom_built.workspace.root)
+    assert "accepted = stored + quarantined" in done.stderr
+
+
+def test_the_reference_of_the_command_line_is_up_to_date() -> None:
+    import runpy
+
+    from tests.conftest import REPOSITORY
+
+    page = runpy.run_path(str(REPOSITORY / "docs" / "generate.py"))
+    stored = (REPOSITORY / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert stored == page["reference"](), "run: make docs"
