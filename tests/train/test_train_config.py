@@ -70,7 +70,7 @@ def test_config_of_a_run_can_be_given_again(tmp_path: Path) -> None:
         ("optim=3", "optim: "),
         ("run=3", "run: "),
         ("run.seed.x=3", r"run\.seed: "),
-        ("view.grid=[64, 96, 32]", "3 bases of 32 voxels need 96 along x, view.grid has 64"),
+        ("view.grid=[64, 72, 24]", "3 bases of 24 voxels need 72 along x, view.grid has 64"),
         ("crops.margin=[0, 40, 0]", "no room along y"),
         ("crops.size=[24, 24, 20]", "multiples of 8"),
         ("view.kind=box", "spacing"),
