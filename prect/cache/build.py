@@ -160,7 +160,7 @@ def cluster(workers: int, scheduler: str | None = None) -> Iterator[Client]:
             threads_per_worker=1,
             processes=True,
             memory_limit=None,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             silence_logs=logging.CRITICAL,
         ) as local,
         Client(local) as client,

@@ -283,10 +283,13 @@ def status(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = Fa
         console.print(f"nothing has been ingested in {workspace}")
         return
     table = Table(title=f"workspace {workspace}", title_justify="left")
-    table.add_column("data set")
-    numbers = ("candidates", "usable", "stored", "quarantined", "pending", "orphans")
-    for name in (*numbers, "on disk", "from"):
-        table.add_column(name, justify="right")
+    numbers = ["candidates", "usable", "stored", "quarantined", "pending"]
+    if any(entry["orphans"] for entry in datasets):
+        numbers.append("orphans")
+    table.add_column("data set", min_width=10)
+    short = {"candidates": "found", "quarantined": "failed"}
+    for name in (*(short.get(number, number) for number in numbers), "on disk", "from"):
+        table.add_column(name, justify="right", no_wrap=True)
     for entry in datasets:
         sizes = (human_bytes(entry["bytes"]), human_bytes(entry["source_bytes"]))
         table.add_row(entry["dataset"], *(str(entry[name]) for name in numbers), *sizes)

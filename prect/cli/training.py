@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,6 +65,9 @@ def train(
     if dry_run:
         _dry_run(resolved, workspace, _world(gpus, procs), as_json)
         return
+    # OpenMP threads that spin while they wait take the cores from the workers that read, and
+    # from whatever else runs; it must be said before torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from prect.train.launch import launch
 
     gpus = _present_gpus() if gpus is None else gpus
@@ -274,6 +278,4 @@ def _world(gpus: int | None, procs: int) -> int:
 
 
 def _leads() -> bool:
-    import os
-
     return os.environ.get("RANK", "0") == "0"
