@@ -1,7 +1,7 @@
 # Each target sets up what it needs; all of them can be run again at any time.
 PYTHON ?= python3
-VENV ?= .venv
-DEMO ?= demo
+VENV := .venv
+DEMO := demo
 BIN := $(VENV)/bin
 PRECT := $(BIN)/prect
 STAMP := $(VENV)/.installed

@@ -8,6 +8,7 @@
     ├── ManifestError    (ValueError)    a table lacks columns or rows that it must have
     ├── VolumeError      (ValueError)    a foreign file is no usable CT volume; has a code
     ├── StoreError       (ValueError)    a store is missing, damaged or of another version
+    │   ├── StoreVersionError            a store is of a format version of another release
     │   └── ChunkError                   one chunk is missing or damaged; says which
     ├── BuildError       (RuntimeError)  the build engine itself failed
     ├── CheckpointError  (ValueError)    a weight file is missing, foreign or damaged
@@ -55,6 +56,10 @@ class VolumeError(PrectError, ValueError):
 
 class StoreError(PrectError, ValueError):
     """A store is missing, damaged, or of a format version this release cannot read."""
+
+
+class StoreVersionError(StoreError):
+    """A store is of a format version that this release does not know."""
 
 
 class ChunkError(StoreError):

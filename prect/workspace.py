@@ -17,7 +17,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prect.errors import WorkspaceError
@@ -45,7 +45,8 @@ class Workspace:
     """Paths inside one workspace folder; nothing is created until something is written."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root)
+        # Absolute, since workers on other machines run in other folders.
+        self.root = Path(root).absolute()
 
     @property
     def manifests(self) -> Path:
@@ -74,6 +75,11 @@ class Workspace:
     def store(self, dataset: str, case: str) -> Path:
         return self.dataset_cache(dataset) / f"{check_name(case, 'case')}{STORE_SUFFIX}"
 
+    def stored_cases(self, dataset: str) -> set[str]:
+        """Case ids of the stores that lie in the workspace, whatever the manifests say."""
+        stores = self.dataset_cache(dataset).glob(f"[!.]*{STORE_SUFFIX}")
+        return {store.name.removesuffix(STORE_SUFFIX) for store in stores}
+
     def run(self, name: str) -> Path:
         return self.runs / check_name(name, "run name")
 
@@ -87,23 +93,35 @@ class Workspace:
         """The workspace's salt; made at random, or from ``wanted``, when there is none yet.
 
         Raises:
-            WorkspaceError: ``wanted`` differs from the salt already in use.
+            WorkspaceError: ``wanted`` is empty, or differs from the salt already in use.
         """
+        wanted = None if wanted is None else wanted.strip()
+        if wanted == "":
+            raise WorkspaceError("the salt is empty, so ids would not be secret; give some text")
         path = self.root / "salt"
-        if path.exists():
-            present = path.read_text(encoding="utf-8").strip()
-            if wanted is not None and wanted != present:
-                raise WorkspaceError(
-                    f"{path} holds another salt than the one given; ids made with two salts "
-                    "cannot be compared. Leave --salt out, or use a new workspace"
-                )
-            return present
+        if not path.exists():
+            self._make_salt(path, wanted or secrets.token_hex(16))
+        present = path.read_text(encoding="utf-8").strip()
+        if not present:
+            raise WorkspaceError(f"{path} is empty; write the salt of this workspace into it")
+        if wanted not in (None, present):
+            raise WorkspaceError(
+                f"{path} holds another salt than the one given; ids made with two salts "
+                "cannot be compared. Leave --salt out, or use a new workspace"
+            )
+        return present
+
+    def _make_salt(self, path: Path, salt: str) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
-        salt = wanted if wanted is not None else secrets.token_hex(16)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(salt + "\n")
-        return salt
+        temporary = path.with_name(f".salt.{secrets.token_hex(4)}.tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(salt + "\n")
+            with suppress(FileExistsError):  # another process was first: its salt is read
+                os.link(temporary, path)
+        finally:
+            temporary.unlink()
 
     @contextmanager
     def lock(self, purpose: str) -> Iterator[None]:

@@ -8,20 +8,23 @@ and the stores' attributes and ends.
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import dask
-from distributed import Client, LocalCluster, as_completed
+from distributed import Client, Future, LocalCluster, as_completed
 from distributed.scheduler import KilledWorker
 
 from prect.cache.convert import Job, convert, is_current, quarantine, stored_row
 from prect.cache.profile import Profile
 from prect.cache.writer import clear_leftovers
-from prect.errors import BuildError, ManifestError
+from prect.errors import BuildError, ManifestError, WorkspaceError
 from prect.manifests.sources import SourceRow, Verdict, read_sources
 from prect.manifests.stores import (
     CacheRow,
@@ -36,8 +39,13 @@ _JOBS_AHEAD = 2
 """Jobs in the scheduler for each worker: one at work, one waiting."""
 _DEATHS_ALLOWED = 1
 """A volume whose worker dies is tried once more."""
+_WORKERS_WITHIN = 60
+"""Seconds that an existing scheduler may take to have its first worker."""
 _MANIFEST_EVERY = 500
 """Volumes after which the manifests are written in mid-build."""
+
+_PASSING_CODES = {"file.missing", "file.unreadable", "file.changed", "build.worker_died"}
+"""Failures of the place, not of the volume: they are tried again by the next build."""
 
 Outcome = CacheRow | QuarantineRow
 Progress = Callable[[Outcome], None]
@@ -73,7 +81,6 @@ class Report:
 
     def summary(self) -> dict[str, Any]:
         """Counts that add up: accepted = stored + quarantined."""
-        new = [row for row in self.quarantine if row not in self.plan.quarantined]
         source_bytes = sum(row.source_bytes for row in self.rows)
         stored_bytes = sum(row.bytes for row in self.rows)
         return {
@@ -85,7 +92,7 @@ class Report:
             "kept": len(self.rows) - self.built,
             "rebuilt_stale": self.plan.stale,
             "quarantined": len(self.quarantine),
-            "newly_quarantined": len(new),
+            "newly_quarantined": len(self.quarantine) - len(self.plan.quarantined),
             "leftovers_removed": self.leftovers,
             "bytes": stored_bytes,
             "source_bytes": source_bytes,
@@ -103,6 +110,7 @@ def make_plan(dataset: str, workspace: Workspace, profile: Profile, *, retry: bo
 
     Raises:
         ManifestError: the data set has not been ingested.
+        WorkspaceError: the folder with the foreign files is not there.
     """
     path = workspace.sources(dataset)
     if not path.exists():
@@ -121,15 +129,24 @@ def make_plan(dataset: str, workspace: Workspace, profile: Profile, *, retry: bo
         before = failed.get(row.case)
         if is_current(job):
             current.append(job)
-        elif before is not None and not retry and _same(before, row, profile):
+        elif before is not None and not retry and _stays(before, row, profile):
             quarantined.append(before)
         else:
             todo.append(job)
             stale += job.store.exists()
+    for root in sorted({job.source.root for job in todo}):
+        if not Path(root).is_dir():
+            raise WorkspaceError(
+                f"the source folder {root} of data set {dataset!r} is not there; mount it, or run: "
+                f"prect ingest {dataset} --source DIR"
+            )
     return Plan(dataset, len(rows), tuple(current), tuple(quarantined), tuple(todo), stale)
 
 
-def _same(before: QuarantineRow, row: SourceRow, profile: Profile) -> bool:
+def _stays(before: QuarantineRow, row: SourceRow, profile: Profile) -> bool:
+    """Whether a failure is one of the volume, which another try would only repeat."""
+    if before.code in _PASSING_CODES:
+        return False
     return (before.source_digest, before.profile) == (row.source_digest, profile.digest)
 
 
@@ -143,9 +160,15 @@ def cluster(workers: int, scheduler: str | None = None) -> Iterator[Client]:
     if scheduler is not None:
         try:
             client = Client(scheduler, timeout="10s")
-        except (OSError, TimeoutError) as error:
+        except (OSError, TimeoutError, ValueError) as error:
             raise BuildError(f"no Dask scheduler answers at {scheduler}: {error}") from error
         with client:
+            try:
+                client.wait_for_workers(1, timeout=_WORKERS_WITHIN)
+            except TimeoutError:
+                raise BuildError(
+                    f"the scheduler at {scheduler} has had no worker for {_WORKERS_WITHIN} seconds"
+                ) from None
             yield client
         return
     settings = {
@@ -153,19 +176,27 @@ def cluster(workers: int, scheduler: str | None = None) -> Iterator[Client]:
         # A volume is one task: moving it between workers gains nothing.
         "distributed.scheduler.work-stealing": False,
     }
-    with (
-        dask.config.set(settings),
-        LocalCluster(
+    with dask.config.set(settings), _local(workers) as local, Client(local) as client:
+        yield client
+
+
+def _local(workers: int) -> LocalCluster:
+    # Ctrl-C reaches every process of the terminal; workers leave it to the driver, which
+    # lets them go in order. They inherit what is ignored while they start.
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
+    try:
+        return LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
             processes=True,
             memory_limit=None,
             dashboard_address="127.0.0.1:0",
             silence_logs=logging.CRITICAL,
-        ) as local,
-        Client(local) as client,
-    ):
-        yield client
+        )
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 def build(
@@ -214,18 +245,19 @@ def _write_manifests(report: Report, workspace: Workspace) -> None:
 def _run(jobs: tuple[Job, ...], client: Client) -> Iterator[Outcome]:
     """Submit jobs as workers become free; yield each outcome as it is there."""
     waiting = deque(jobs)
-    running = {}
+    running: dict[Future[Outcome], Job] = {}
     completed = as_completed()
-    ahead = _JOBS_AHEAD * max(1, sum(client.nthreads().values()))
 
     def submit() -> None:
-        job = waiting.popleft()
-        future = client.submit(convert, job, key=f"convert-{job.source.case}", pure=False)
-        running[future] = job
-        completed.add(future)
+        # Clusters grow and shrink, so the number of workers is asked for each time.
+        ahead = _JOBS_AHEAD * max(1, sum(client.nthreads().values()))
+        while waiting and len(running) < ahead:
+            job = waiting.popleft()
+            future = client.submit(convert, job, pure=False)
+            running[future] = job
+            completed.add(future)
 
-    for _ in range(min(ahead, len(waiting))):
-        submit()
+    submit()
     for future in completed:
         job = running.pop(future)
         try:
@@ -234,8 +266,7 @@ def _run(jobs: tuple[Job, ...], client: Client) -> Iterator[Outcome]:
             outcome = quarantine(
                 job,
                 "build.worker_died",
-                f"the worker died {_DEATHS_ALLOWED + 1} times on this volume, memory may be short",
+                "the worker died more than once on this volume, memory may be short",
             )
-        if waiting:
-            submit()
+        submit()
         yield outcome

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from prect import __version__
-from prect.cache.format import BodyBox, SourceAttributes, StoreAttributes
+from prect.cache.format import SHARD_KEY, BodyBox, SourceAttributes, StoreAttributes
 from prect.cache.profile import Profile
 from prect.cache.reader import StoreReader
 from prect.cache.writer import StoreWriter, store_bytes
-from prect.errors import StoreError, VolumeError
+from prect.errors import StoreError, StoreVersionError, VolumeError
 from prect.ingest.checks import check_voxels
 from prect.ingest.harmonise import Harmonised, harmonise
 from prect.ingest.readers import READERS
@@ -96,10 +96,20 @@ def stored_row(store: Path) -> CacheRow:
 
 
 def is_current(job: Job) -> bool:
-    """Whether the store exists and was built from this source with this profile."""
+    """Whether the store is there, whole in size, and built from this source with this profile.
+
+    Raises:
+        StoreVersionError: another release wrote it; it must not be overwritten unasked.
+    """
     try:
         attributes = StoreReader(job.store).attributes
-    except StoreError:
+        shards = [job.store / level.path / SHARD_KEY for level in attributes.levels]
+        sizes = [shard.stat().st_size for shard in shards]
+    except StoreVersionError:
+        raise
+    except (StoreError, OSError):
+        return False
+    if sizes != [level.shard_bytes for level in attributes.levels]:
         return False
     return (attributes.profile_digest, attributes.source_digest) == (
         job.profile.digest,

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from prect.errors import StoreError
+from prect.errors import StoreError, StoreVersionError
 from prect.units import Triple, Vector
 
 FORMAT_VERSION = 1
@@ -47,7 +47,7 @@ class Storage(_Frozen):
 
     levels: int = Field(default=3, ge=1, le=5)
     """Resolution levels; each has twice the spacing of the one before."""
-    chunk: Triple = (32, 32, 32)
+    chunk: tuple[PositiveInt, PositiveInt, PositiveInt] = (32, 32, 32)
     """Voxels of an inner chunk, (z, y, x)."""
     codec: Codec = Codec()
 
@@ -192,7 +192,8 @@ def parse_group(text: bytes, where: str) -> StoreAttributes:
     """Read a group's ``zarr.json``.
 
     Raises:
-        StoreError: it is not JSON, not a prect store, or of another format version.
+        StoreError: it is not JSON or not a prect store.
+        StoreVersionError: it is of another format version.
     """
     try:
         attributes = json.loads(text)["attributes"]["prect"]
@@ -202,7 +203,7 @@ def parse_group(text: bytes, where: str) -> StoreAttributes:
             f"{where} is not a prect store: its zarr.json has no prect attributes"
         ) from None
     if version != FORMAT_VERSION:
-        raise StoreError(
+        raise StoreVersionError(
             f"{where} has format version {version!r}; this release reads version {FORMAT_VERSION}"
         )
     try:

@@ -14,8 +14,6 @@ from prect.cache.format import Storage
 from prect.errors import ConfigError
 from prect.ingest.settings import Harmonisation
 
-DEFAULT_PROFILE = "iso1.5"
-
 
 class Profile(BaseModel):
     """How volumes are harmonised and stored."""
@@ -54,5 +52,5 @@ def load_profile(name_or_path: str) -> Profile:
             f"no profile {name_or_path!r}: give one of {', '.join(sorted(shipped))}, "
             "or the path of a TOML file"
         ) from None
-    except (tomllib.TOMLDecodeError, ValidationError) as error:
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, ValidationError) as error:
         raise ConfigError(f"profile {name_or_path} is not valid: {error}") from error

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import struct
 from collections.abc import Iterator
@@ -122,13 +123,12 @@ class StoreWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._temporary = path.with_name(f".{path.name}{TEMPORARY_MARK}{os.getpid()}")
+        self._temporary = path.with_name(f".{path.name}{TEMPORARY_MARK}{secrets.token_hex(6)}")
         self._lock = -1
         self._committed = False
 
     def __enter__(self) -> StoreWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(self._temporary, ignore_errors=True)
         self._temporary.mkdir()
         self._lock = os.open(self._temporary, os.O_RDONLY)
         fcntl.flock(self._lock, fcntl.LOCK_EX)

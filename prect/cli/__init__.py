@@ -6,6 +6,7 @@ import sys
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from prect import __version__
 from prect.cli import data, training
@@ -49,18 +50,8 @@ def main() -> None:
     """Run the command line; a typed error ends it with its message and exit status 1."""
     try:
         app()
-    except PrectError as error:
-        console.print(f"[bold red]error:[/] {_escaped(error)}")
+    except (PrectError, OSError) as error:
+        console.print(Text("error: ", style="bold red") + Text(str(error)))
         for note in getattr(error, "__notes__", ()):
-            console.print(f"  {note}", markup=False)
+            console.print(f"  {note}")
         sys.exit(ExitCode.USER_ERROR)
-    except OSError as error:
-        console.print(f"[bold red]error:[/] {_escaped(error)}")
-        sys.exit(ExitCode.USER_ERROR)
-    except KeyboardInterrupt:
-        console.print("interrupted; run the same command again to go on")
-        sys.exit(ExitCode.INTERRUPTED)
-
-
-def _escaped(error: BaseException) -> str:
-    return str(error).replace("[", "\\[")

@@ -29,7 +29,8 @@ from rich.table import Table
 from rich.text import Text
 
 # Without a terminal a sentence or a path stays on one line, for grep and for copying.
-console = Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False)
+# Markup is off: a path may hold brackets.
+console = Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False, markup=False)
 
 WorkspaceOption = Annotated[
     str,
@@ -51,11 +52,9 @@ StrictOption = Annotated[
 
 
 class ExitCode(IntEnum):
-    """Exit status of a command."""
+    """Exit status of a command that did not simply succeed; 2, wrong usage, is Typer's."""
 
-    DONE = 0
     USER_ERROR = 1
-    USAGE = 2
     QUARANTINED = 3
     INTERRUPTED = 130
 
@@ -80,7 +79,7 @@ class _RateColumn(ProgressColumn):
 def progress_bar(unit: str, *, quiet: bool) -> Iterator[Progress]:
     """A bar with count, rate and time left on standard error; nothing when ``quiet``."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _RateColumn(unit),
@@ -92,14 +91,29 @@ def progress_bar(unit: str, *, quiet: bool) -> Iterator[Progress]:
         yield progress
 
 
-def count_table(title: str, counts: dict[str, int], header: str) -> Table:
-    """A table of names and numbers."""
-    table = Table(title=title, title_justify="left")
-    table.add_column(header)
+def count_table(
+    title: str, counts: dict[str, int], header: str, examples: dict[str, str] | None = None
+) -> Table:
+    """A table of names and numbers, and one example for each where there are any."""
+    table = Table(title=Text(title), title_justify="left")
+    table.add_column(header, no_wrap=True)
     table.add_column("volumes", justify="right")
+    if examples is not None:
+        table.add_column("for example", overflow="fold")
     for name, count in counts.items():
-        table.add_row(name, str(count))
+        more = () if examples is None else (Text(examples.get(name, "")),)
+        table.add_row(Text(name), str(count), *more)
     return table
+
+
+@contextmanager
+def interruptible(remedy: str) -> Iterator[None]:
+    """Turn Ctrl-C into one sentence and the exit status that shells expect."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print(f"interrupted; {remedy}")
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 
 def human_bytes(count: float) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from prect.cli.console import (
     DEFAULT_WORKSPACE,
@@ -21,6 +22,7 @@ from prect.cli.console import (
     count_table,
     emit_json,
     human_bytes,
+    interruptible,
     progress_bar,
 )
 
@@ -115,16 +117,26 @@ def ingest(
             "a new workspace. Give the same one to get the same ids elsewhere.",
         ),
     ] = None,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace", help="Allow a manifest that holds none of the volumes of the one before."
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge, but write nothing.")] = False,
     strict: StrictOption = False,
     json: JsonOption = False,
 ) -> None:
     """Find and judge every volume under a folder; write the source manifest."""
     from prect.ingest.survey import survey
-    from prect.workspace import Workspace
+    from prect.workspace import Workspace, check_name
 
     place = Workspace(workspace)
-    with progress_bar("volume", quiet=json) as progress:
+    with (
+        interruptible("nothing was written, start it again"),
+        nullcontext() if dry_run else place.lock(f"ingest-{check_name(dataset, 'dataset')}"),
+        progress_bar("volume", quiet=json) as progress,
+    ):
         task = progress.add_task(f"ingest {dataset}", total=None)
         found = survey(
             dataset,
@@ -132,6 +144,7 @@ def ingest(
             place,
             salt=salt,
             write=not dry_run,
+            replace_all=replace,
             on_row=lambda _: progress.advance(task),
         )
         progress.update(task, total=len(found.rows))
@@ -145,18 +158,19 @@ def ingest(
 
 
 def _print_survey(found: Survey, workspace: Workspace, *, dry_run: bool) -> None:
-    from prect.manifests.sources import count_codes, count_verdicts
+    from prect.manifests.sources import code_examples, count_codes, count_verdicts
 
     verdicts = {name: n for name, n in count_verdicts(found.rows).items() if n}
     console.print(count_table(f"{found.dataset}: verdicts", verdicts, "verdict"))
     codes = count_codes(found.rows)
     if codes:
-        console.print(count_table("not usable, by reason", codes, "code"))
+        examples = code_examples(found.rows)
+        console.print(count_table("not usable, by reason", codes, "code", examples))
     if found.other_files:
         others = ", ".join(f"{n} {suffix}" for suffix, n in found.other_files.items())
         console.print(f"other files, no images: {others}")
     if not found.rows:
-        console.print(f"[yellow]no candidate volume was found under {found.root}[/]")
+        console.print(f"no candidate volume was found under {found.root}")
     where = "nothing was written (dry run)" if dry_run else str(workspace.sources(found.dataset))
     console.print(f"{len(found.rows)} candidates; {where}")
 
@@ -168,7 +182,7 @@ def build_cache(
     ] = None,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     profile: Annotated[
-        str, typer.Option(help="Name of a harmonisation profile, or path of a TOML file.")
+        str, typer.Option(help="Name of a profile that ships with prect, or path of a TOML file.")
     ] = "iso1.5",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Local processes; one a core when left out.")
@@ -192,7 +206,7 @@ def build_cache(
 
     place = Workspace(workspace)
     recipe = load_profile(profile)
-    names = datasets or place.datasets()
+    names = list(dict.fromkeys(datasets or place.datasets()))
     if not names:
         raise ManifestError(
             f"nothing has been ingested in {workspace}; run: prect ingest NAME --source DIR"
@@ -201,18 +215,20 @@ def build_cache(
         plans = [make_plan(name, place, recipe, retry=retry_quarantined) for name in names]
         _show_plans(plans, as_json=json)
         return
-    with place.lock("build-cache"), progress_bar("volume", quiet=json) as progress:
+    with (
+        interruptible("what is stored stays, run it again to go on"),
+        place.lock("build-cache"),
+        ExitStack() as stack,
+    ):
         plans = [make_plan(name, place, recipe, retry=retry_quarantined) for name in names]
         total = sum(len(plan.todo) for plan in plans)
+        progress = stack.enter_context(progress_bar("volume", quiet=json or not total))
         task = progress.add_task("build-cache", total=total)
-        with ExitStack() as stack:
-            client = None
-            if total:
-                count = min(workers or os.cpu_count() or 1, total)
-                client = stack.enter_context(cluster(count, scheduler))
-            reports = [
-                build(plan, place, client, lambda _: progress.advance(task)) for plan in plans
-            ]
+        client = None
+        if total:
+            count = min(workers or os.cpu_count() or 1, total)
+            client = stack.enter_context(cluster(count, scheduler))
+        reports = [build(plan, place, client, lambda _: progress.advance(task)) for plan in plans]
     _show_reports(reports, as_json=json)
     if strict and any(report.quarantine for report in reports):
         raise typer.Exit(ExitCode.QUARANTINED)
@@ -253,9 +269,9 @@ def _show_reports(reports: list[Report], *, as_json: bool) -> None:
     _print_summaries("accepted = stored + quarantined", shown)
     for report in reports:
         for row in report.quarantine:
-            console.print(
-                f"quarantined {row.dataset}/{row.case}: {row.code}: {row.reason}", markup=False
-            )
+            console.print(f"quarantined {row.dataset}/{row.case}: {row.code}: {row.reason}")
+    if any(report.quarantine for report in reports):
+        console.print("to try these again, run with --retry-quarantined")
 
 
 def _print_summaries(title: str, summaries: list[dict[str, Any]]) -> None:
@@ -282,7 +298,7 @@ def status(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = Fa
     if not datasets:
         console.print(f"nothing has been ingested in {workspace}")
         return
-    table = Table(title=f"workspace {workspace}", title_justify="left")
+    table = Table(title=Text(f"workspace {workspace}"), title_justify="left")
     numbers = ["candidates", "usable", "stored", "quarantined", "pending"]
     if any(entry["orphans"] for entry in datasets):
         numbers.append("orphans")
@@ -298,4 +314,4 @@ def status(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = Fa
         codes = entry["codes"] | entry["quarantine_codes"]
         if codes:
             title = f"{entry['dataset']}: not usable, by reason"
-            console.print(count_table(title, codes, "code"))
+            console.print(count_table(title, codes, "code", entry["examples"]))

@@ -1,4 +1,4 @@
-"""From a volume as its file holds it to the grid of a settings.
+"""From a volume as its file holds it to the grid that the settings name.
 
 The result is axis-aligned in RAS: index x grows exactly towards the patient's right, y to
 anterior, z to superior. Oblique, sheared and flipped volumes differ from others only in
@@ -23,6 +23,7 @@ from prect.units import HU_MAX, HU_MIN, Triple, Vector
 
 _BODY_STRIDE_MM = 6.0
 """The body is searched on a grid about so coarse; the margin covers what this blurs."""
+_LARGE_SHARE = 0.25
 _AXIS_TOLERANCE = 1e-6
 PADDING_HU = -1500
 """HU at and below which a voxel is padding: scanners fill with -1500, -2000 or -3024 outside
@@ -31,7 +32,7 @@ their circle, while the noise of air stays within some 300 HU of -1000."""
 
 @dataclass(frozen=True)
 class Harmonised:
-    """A volume on the grid of a settings."""
+    """A volume on the grid that the settings name."""
 
     voxels: NDArray[np.int16]
     """(z, y, x) HU within [-1024, 3071], C-ordered."""
@@ -157,9 +158,10 @@ def _resample(
 
 
 def body_box(voxels: NDArray[np.int16], settings: Harmonisation) -> tuple[slice, slice, slice]:
-    """The box of the largest connected part above the body threshold, plus a margin.
+    """The box of the body, plus a margin: the large connected parts above the threshold.
 
-    The largest component leaves out a table that does not touch the patient.
+    A table that does not touch the patient is a part too, but a small one. Two legs are two
+    large ones, so every part at least `_LARGE_SHARE` of the largest counts.
 
     Args:
         voxels: (z, y, x) HU on the grid of ``settings``.
@@ -181,11 +183,15 @@ def body_box(voxels: NDArray[np.int16], settings: Harmonisation) -> tuple[slice,
         )
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
-    found = ndimage.find_objects(labels, max_label=count)[int(sizes.argmax()) - 1]
+    large = np.flatnonzero(sizes >= _LARGE_SHARE * sizes.max())
+    parts = [ndimage.find_objects(labels, max_label=count)[label - 1] for label in large]
     box = []
-    for part, step, mm, size in zip(found, steps, spacing, voxels.shape, strict=True):
+    for axis, (step, mm, size) in enumerate(zip(steps, spacing, voxels.shape, strict=True)):
         margin = math.ceil(settings.body_margin_mm / mm)
-        low = max(0, part.start * step - margin)
-        high = min(size, (part.stop - 1) * step + 1 + margin)
+        first = min(part[axis].start for part in parts)
+        last = max(part[axis].stop for part in parts)
+        # The body may reach up to one step beyond the coarse voxels that it was found in.
+        low = max(0, (first - 1) * step + 1 - margin)
+        high = min(size, last * step + margin)
         box.append(slice(low, high))
     return box[0], box[1], box[2]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from prect.units import Vector
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 
 class Limits(BaseModel):
@@ -37,7 +35,7 @@ class Harmonisation(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    spacing_mm: Vector
+    spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     """Spacing, (x, y, z)."""
     body_crop: bool = True
     """Keep the box of the body only."""

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from prect.errors import VolumeError
-from prect.ingest.checks import Finding, check_geometry, check_voxels
-from prect.ingest.discover import Candidate, Discovery
+from prect.errors import ManifestError, VolumeError
+from prect.ingest.checks import check_geometry, check_voxels
+from prect.ingest.discover import UNREADABLE, Candidate, Discovery
 from prect.ingest.readers import READERS, Header
+from prect.ingest.readers.base import finite
 from prect.ingest.readers.dicom import DicomReader
 from prect.ingest.settings import Limits
 from prect.ingest.volume import orientation_of, spacing_of
-from prect.manifests.sources import SourceRow, Verdict, count_codes, count_verdicts, write_sources
+from prect.manifests.sources import (
+    SourceRow,
+    Verdict,
+    count_codes,
+    count_verdicts,
+    read_sources,
+    write_sources,
+)
 from prect.workspace import Workspace, check_name
 
 
@@ -41,6 +50,12 @@ class Survey:
         }
 
 
+_INCOMPLETE = (
+    "dicom.incomplete_folder",
+    "another DICOM file of the folder cannot be read; slices at the ends may be missing",
+)
+
+
 class Judge:
     """Gives one candidate its row."""
 
@@ -48,17 +63,18 @@ class Judge:
         self.dataset = dataset
         self.root = root
         self.limits = limits
-        self._salt = salt.encode()
+        self._key = hashlib.blake2b(salt.encode()).digest()
 
     def hashed(self, *parts: str) -> str:
         """Salted BLAKE2b-64 of the parts, 16 hexadecimal digits."""
-        text = "\x1f".join(parts).encode()
-        return hashlib.blake2b(text, key=self._salt[:64], digest_size=8).hexdigest()
+        text = "\x1f".join(parts).encode("utf-8", "surrogateescape")
+        return hashlib.blake2b(text, key=self._key, digest_size=8).hexdigest()
 
     def case_id(self, candidate: Candidate) -> str:
         """Id of a case: stable while the file keeps its place under the root."""
-        first = candidate.slices[0] if candidate.slices else None
-        group = "" if first is None else repr(first.group)
+        group = ""
+        if candidate.slices:
+            group = repr((candidate.slices[0].group, candidate.stack))
         return self.hashed("case", self.dataset, candidate.source, group)
 
     def row(self, candidate: Candidate) -> SourceRow:
@@ -75,18 +91,22 @@ class Judge:
             return self._row(candidate, Verdict.REJECTED, "file.unexpected", reason)
 
     def _usable_row(self, candidate: Candidate) -> SourceRow:
-        if candidate.format == "archive":
-            raise VolumeError("file.archive", "an archive; unpack it and ingest again")
-        if candidate.format == "folder":
-            raise VolumeError("file.unreadable_folder", "the folder cannot be listed")
+        if candidate.format in UNREADABLE:
+            raise VolumeError(*UNREADABLE[candidate.format])
+        if not all(map(_is_text, (candidate.source, *candidate.members))):
+            raise VolumeError("file.name", "the name is not valid UTF-8; rename it")
         reader = READERS[candidate.format]
         if isinstance(reader, DicomReader):
             header = reader.header_of(candidate.slices, self.limits)
         else:
             header = reader.read_header(candidate.paths(self.root), self.limits)
+        if candidate.incomplete:
+            header = replace(header, warnings=(*header.warnings, _INCOMPLETE))
         finding = check_geometry(header.shape, header.affine, self.limits)
         if finding is None:
-            finding = check_voxels(reader.read_sample(header), self.limits)
+            sample, remarks = finite(reader.read_sample(header))
+            header = replace(header, warnings=header.warnings + remarks)
+            finding = check_voxels(sample, self.limits)
         if finding is not None:
             return self._row(candidate, Verdict.REJECTED, finding.code, finding.reason, header)
         digest = reader.digest(header)
@@ -124,9 +144,9 @@ class Judge:
             code=code,
             reason=reason,
             format=candidate.format,
-            source=candidate.source,
+            source=_printable(candidate.source),
             root=str(self.root),
-            members=members,
+            members=tuple(map(_printable, members)),
             patient=self._patient(candidate, header),
             series=self.hashed("series", header.series_id) if header and header.series_id else "",
             source_digest=digest,
@@ -142,6 +162,15 @@ class Judge:
         return self.hashed("patient", self.dataset, "", candidate.source)
 
 
+def _is_text(name: str) -> bool:
+    """Whether a path is valid UTF-8; the system hands out others with escaped bytes."""
+    return name == _printable(name)
+
+
+def _printable(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def survey(
     dataset: str,
     root: Path,
@@ -150,6 +179,7 @@ def survey(
     limits: Limits | None = None,
     salt: str | None = None,
     write: bool = True,
+    replace_all: bool = False,
     on_row: Callable[[SourceRow], None] | None = None,
 ) -> Survey:
     """Find and judge every candidate under ``root``, and write the source manifest.
@@ -161,14 +191,16 @@ def survey(
         limits: limits of the checks; the defaults when left out.
         salt: secret for hashed ids; the workspace's own, made at random, when left out.
         write: ``False`` judges and writes nothing.
+        replace_all: allow a manifest that holds none of the volumes of the one before.
         on_row: called after each candidate.
 
     Raises:
         WorkspaceError: ``root`` is no folder, the name cannot be used, or the salt differs.
+        ManifestError: nothing of the earlier manifest was found again.
     """
     check_name(dataset, "dataset")
     root = root.resolve()
-    discovery = Discovery(root)
+    discovery = Discovery(root, excluded=workspace.root.resolve())
     secret = workspace.salt(salt) if write else salt or "dry run"
     judge = Judge(dataset, root, secret, limits or Limits())
     rows = []
@@ -178,9 +210,18 @@ def survey(
         if on_row is not None:
             on_row(row)
     if write:
+        if not replace_all:
+            _refuse_loss(workspace.sources(dataset), rows, root)
         write_sources(workspace.sources(dataset), rows)
     other = dict(discovery.other_files.most_common())
     return Survey(dataset, root, tuple(rows), other)
 
 
-__all__ = ["Finding", "Judge", "Survey", "survey"]
+def _refuse_loss(path: Path, rows: list[SourceRow], root: Path) -> None:
+    """An unmounted disk or a wrong folder must not wipe out what is known of a data set."""
+    before = {row.case for row in read_sources(path)} if path.exists() else set()
+    if before and not before & {row.case for row in rows}:
+        raise ManifestError(
+            f"none of the {len(before)} candidates of the earlier manifest lies under {root}; "
+            "is the disk mounted and the folder right? To replace the manifest, give --replace"
+        )

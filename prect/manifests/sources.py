@@ -115,6 +115,15 @@ def count_verdicts(rows: Sequence[SourceRow]) -> dict[str, int]:
     return {verdict.value: counts[verdict.value] for verdict in Verdict}
 
 
+def code_examples(rows: Iterable[SourceRow]) -> dict[str, str]:
+    """For every reason code of rows that are not usable, the source and sentence of the first."""
+    examples: dict[str, str] = {}
+    for row in rows:
+        if not Verdict(row.verdict).usable:
+            examples.setdefault(row.code, f"{row.source}: {row.reason}")
+    return examples
+
+
 def count_codes(rows: Iterable[SourceRow]) -> dict[str, int]:
     """Number of rows that are not usable for every reason code, most frequent first."""
     counts = Counter(row.code for row in rows if not Verdict(row.verdict).usable)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict, dataclass
 
-from prect.manifests.sources import Verdict, count_codes, count_verdicts, read_sources
+from prect.manifests.sources import (
+    Verdict,
+    code_examples,
+    count_codes,
+    count_verdicts,
+    read_sources,
+)
 from prect.manifests.stores import read_cache_rows, read_quarantine
 from prect.workspace import Workspace
 
@@ -19,6 +25,8 @@ class DatasetStatus:
     verdicts: dict[str, int]
     codes: dict[str, int]
     """Reason codes of the candidates that are not usable."""
+    examples: dict[str, str]
+    """For each of these codes, one candidate and why."""
     usable: int
     stored: int
     quarantined: int
@@ -26,7 +34,7 @@ class DatasetStatus:
     pending: int
     """Usable, neither stored nor quarantined yet."""
     orphans: int
-    """Stores whose source is no longer usable, or gone from the source manifest."""
+    """Stores on disk whose source is no longer usable, or gone from the source manifest."""
     patients: int
     bytes: int
     """Bytes of the stores."""
@@ -55,12 +63,13 @@ def dataset_status(workspace: Workspace, dataset: str) -> DatasetStatus:
         candidates=len(sources),
         verdicts=count_verdicts(sources),
         codes=count_codes(sources),
+        examples=code_examples(sources),
         usable=len(usable),
         stored=len(usable & stored),
         quarantined=len(failed),
         quarantine_codes=dict(Counter(row.code for row in failed).most_common()),
         pending=len(usable) - len(usable & stored) - len(failed),
-        orphans=len(stored - usable),
+        orphans=len(workspace.stored_cases(dataset) - usable),
         patients=len({row.patient for row in rows}),
         bytes=sum(row.bytes for row in rows),
         source_bytes=sum(row.source_bytes for row in rows),

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from prect.errors import ConfigError, TrainingError
+from prect.cache.reader import StoreReader
+from prect.errors import ConfigError, StoreError, TrainingError
 from prect.manifests.splits import heldout_mask
 from prect.manifests.stores import CacheTable, load_cache_table
 from prect.train.config import TrainConfig
@@ -15,6 +16,9 @@ from prect.train.loader import PoolFactory, ViewDataset, reader_pool
 from prect.train.sampling import Domain, Sampler
 from prect.train.views import GeometryTable
 from prect.workspace import Workspace
+
+_CHECKED_STORES = 64
+"""Stores compared with the manifest before a run starts, spread evenly over it."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ def open_data(workspace: Workspace, config: TrainConfig) -> TrainingData:
     Raises:
         ConfigError: no data set is named.
         ManifestError: a data set has no cache manifest, or holds no volume.
+        StoreError: a store is missing, damaged, or not the one that the manifest tells of.
         TrainingError: too few patients to hold one out.
     """
     if not config.data.datasets:
@@ -64,7 +69,20 @@ def open_data(workspace: Workspace, config: TrainConfig) -> TrainingData:
             f"({workspace.root} holds stores of: {', '.join(stored) or 'none'})"
         )
     table = load_cache_table(workspace, config.data.datasets)
+    _check_stores(workspace, table)
     return split_data(workspace, table, config)
+
+
+def _check_stores(workspace: Workspace, table: CacheTable) -> None:
+    """Refuse a manifest that does not match its stores, by a sample that costs milliseconds."""
+    for row in np.unique(np.linspace(0, len(table) - 1, _CHECKED_STORES).astype(int)):
+        path = table.store(workspace, row)
+        with StoreReader(path, expected_profile=table.profile[row]) as reader:
+            if reader.attributes.source_digest != table.source_digest[row]:
+                raise StoreError(
+                    f"{path} was built from another source than its manifest says; "
+                    f"run: prect build-cache {table.dataset[row]}"
+                )
 
 
 def split_data(workspace: Workspace, table: CacheTable, config: TrainConfig) -> TrainingData:

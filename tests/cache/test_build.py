@@ -18,7 +18,7 @@ from prect.cache.build import build, cluster, make_plan
 from prect.cache.convert import Job, convert, is_current
 from prect.cache.profile import Profile, load_profile
 from prect.cache.reader import StoreReader
-from prect.errors import ConfigError, ManifestError, WorkspaceError
+from prect.errors import BuildError, ConfigError, ManifestError, WorkspaceError
 from prect.ingest.survey import survey
 from prect.manifests.sources import read_sources
 from prect.manifests.status import dataset_status
@@ -146,27 +146,88 @@ def test_another_profile_or_another_source_makes_a_store_stale(
     assert row.case == built.survey.rows[0].case
 
 
-def test_what_fails_is_quarantined_with_its_reason_and_stays_so(tmp_path: Path) -> None:
+def ingested(tmp_path: Path, *names: str) -> tuple[Workspace, Path]:
+    """A workspace whose data set ``d`` holds sound files of these names."""
     folder = tmp_path / "source"
     folder.mkdir()
-    for name in ("sound", "gone", "changed"):
+    for name in names:
         write_nifti(folder / f"{name}.nii.gz", body_volume())
     workspace = Workspace(tmp_path / "workspace")
     survey("d", folder, workspace, salt=SALT)
-    (folder / "gone.nii.gz").unlink()
-    write_nifti(folder / "changed.nii.gz", body_volume() + np.int16(1))
-    plan = make_plan("d", workspace, PROFILE)
+    return workspace, folder
+
+
+def test_a_volume_that_fails_is_quarantined_and_stays_so(tmp_path: Path) -> None:
+    workspace, _ = ingested(tmp_path, "a")
+    empty = {"spacing_mm": (3, 3, 3), "body_threshold_hu": 5000}
+    profile = Profile.model_validate({"name": "x", "harmonisation": empty})
+    plan = make_plan("d", workspace, profile)
     with cluster(1) as client:
         summary = build(plan, workspace, client).summary()
-    assert summary["accepted"] == summary["stored"] + summary["quarantined"] == 3
-    rows = {row.case: row.code for row in read_quarantine(workspace.quarantine("d"))}
-    assert sorted(rows.values()) == ["file.changed", "file.missing"]
-    status = dataset_status(workspace, "d")
-    assert (status.stored, status.quarantined, status.pending) == (1, 2, 0)
+    assert summary["accepted"] == summary["stored"] + summary["quarantined"] == 1
+    assert [row.code for row in read_quarantine(workspace.quarantine("d"))] == ["content.no_body"]
+    again = make_plan("d", workspace, profile)
+    assert (len(again.current), len(again.quarantined), len(again.todo)) == (0, 1, 0)
+    assert len(make_plan("d", workspace, profile, retry=True).todo) == 1
+    assert len(make_plan("d", workspace, PROFILE).todo) == 1  # another profile, another try
 
-    again = make_plan("d", workspace, PROFILE)
-    assert (len(again.current), len(again.quarantined), len(again.todo)) == (1, 2, 0)
-    assert len(make_plan("d", workspace, PROFILE, retry=True).todo) == 2
+
+def test_faults_of_the_place_are_quarantined_and_tried_again(tmp_path: Path) -> None:
+    workspace, folder = ingested(tmp_path, "sound", "gone", "changed")
+    (folder / "gone.nii.gz").rename(tmp_path / "aside")
+    write_nifti(folder / "changed.nii.gz", body_volume() + np.int16(1))
+    with cluster(1) as client:
+        build(make_plan("d", workspace, PROFILE), workspace, client)
+        codes = sorted(row.code for row in read_quarantine(workspace.quarantine("d")))
+        assert codes == ["file.changed", "file.missing"]
+        status = dataset_status(workspace, "d")
+        assert (status.stored, status.quarantined, status.pending) == (1, 2, 0)
+        (tmp_path / "aside").rename(folder / "gone.nii.gz")
+        plan = make_plan("d", workspace, PROFILE)
+        assert (len(plan.current), len(plan.todo)) == (1, 2)
+        assert build(plan, workspace, client).summary()["stored"] == 2
+
+
+def test_a_source_that_is_not_mounted_quarantines_nothing(tmp_path: Path) -> None:
+    workspace, folder = ingested(tmp_path, "a")
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(WorkspaceError, match="is not there; mount it"):
+        make_plan("d", workspace, PROFILE)
+
+
+def test_a_store_that_lost_a_shard_is_built_again(tmp_path: Path) -> None:
+    workspace, _ = ingested(tmp_path, "a")
+    (job,) = make_plan("d", workspace, PROFILE).todo
+    convert(job)
+    assert is_current(job)
+    (job.store / "1" / "c.0.0.0").unlink()
+    assert not is_current(job)
+    assert isinstance(convert(job), CacheRow)
+    assert is_current(job)
+
+
+def test_stores_without_a_usable_source_are_counted_as_orphans(tmp_path: Path) -> None:
+    workspace, folder = ingested(tmp_path, "a", "b")
+    for job in make_plan("d", workspace, PROFILE).todo:
+        convert(job)
+    (folder / "b.nii.gz").unlink()
+    survey("d", folder, workspace)
+    for _ in range(2):  # building does not make an orphan forgotten
+        build(make_plan("d", workspace, PROFILE), workspace, client=None)
+        status = dataset_status(workspace, "d")
+        assert (status.usable, status.stored, status.orphans) == (1, 1, 1)
+
+
+def test_an_external_scheduler_builds_the_same_stores(tmp_path: Path) -> None:
+    workspace, _ = ingested(tmp_path, "a", "b", "c")
+    with cluster(2) as local:
+        address = str(local.scheduler_info()["address"])
+        with cluster(1, address) as client:
+            report = build(make_plan("d", workspace, PROFILE), workspace, client)
+    assert len(report.rows) == 3
+    for address in ("foo", "tcp://127.0.0.1:1"):
+        with pytest.raises(BuildError, match="no Dask scheduler answers"), cluster(1, address):
+            pass
 
 
 def _die(job: Job) -> CacheRow | QuarantineRow:
@@ -178,12 +239,7 @@ def _die(job: Job) -> CacheRow | QuarantineRow:
 def test_a_volume_that_kills_its_worker_is_quarantined(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "source"
-    folder.mkdir()
-    for name in ("a", "deadly", "z"):
-        write_nifti(folder / f"{name}.nii.gz", body_volume())
-    workspace = Workspace(tmp_path / "workspace")
-    survey("d", folder, workspace, salt=SALT)
+    workspace, _ = ingested(tmp_path, "a", "deadly", "z")
     monkeypatch.setattr("prect.cache.build.convert", _die)
     with cluster(2) as client:
         report = build(make_plan("d", workspace, PROFILE), workspace, client)

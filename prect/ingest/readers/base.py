@@ -28,8 +28,8 @@ class Header:
     patient_id: str | None = None
     """As in the file; hashed before it is written anywhere."""
     series_id: str | None = None
-    instances: tuple[tuple[str, int], ...] = ()
-    """DICOM: instance UID and bytes of each file in ``paths``."""
+    instances: tuple[str, ...] = ()
+    """DICOM: what identifies each file in ``paths``; starts with its instance UID."""
     warnings: tuple[tuple[str, str], ...] = field(default=())
 
 
@@ -63,6 +63,18 @@ def digest_files(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
+def finite(values: NDArray[Any]) -> tuple[NDArray[Any], tuple[tuple[str, str], ...]]:
+    """Values with NaN and infinities turned into -1024 HU, and a warning that counts them."""
+    if not np.issubdtype(values.dtype, np.floating):
+        return values, ()
+    sound = np.isfinite(values)
+    lost = int(values.size - np.count_nonzero(sound))
+    if not lost:
+        return values, ()
+    warning = ("hu.not_finite", f"{lost} voxels are not finite and became -1024 HU")
+    return np.where(sound, values, values.dtype.type(-1024)), (warning,)
+
+
 def to_hu(values: NDArray[Any]) -> tuple[NDArray[np.int16], tuple[tuple[str, str], ...]]:
     """Cast decoded values to int16 HU.
 
@@ -77,13 +89,8 @@ def to_hu(values: NDArray[Any]) -> tuple[NDArray[np.int16], tuple[tuple[str, str
     """
     if values.dtype == np.int16:
         return values, ()
-    warnings: tuple[tuple[str, str], ...] = ()
+    values, warnings = finite(values)
     if np.issubdtype(values.dtype, np.floating):
-        finite = np.isfinite(values)
-        lost = int(values.size - np.count_nonzero(finite))
-        if lost:
-            values = np.where(finite, values, -1024)
-            warnings = (("hu.not_finite", f"{lost} voxels are not finite and became -1024 HU"),)
         values = np.rint(values)
     return np.clip(values, -32768, 32767).astype(np.int16), warnings
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.errors import InvalidDicomError
+from pydicom.uid import ImplicitVRLittleEndian
 
 from prect.errors import VolumeError
 from prect.ingest.readers.base import Header
@@ -26,6 +26,7 @@ from prect.ingest.volume import LPS_TO_RAS, Volume, clean_affine
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT_STORAGE = "1.2.840.10008.5.1.4.1.1.2.1"
+DIRECTORY_STORAGE = "1.2.840.10008.1.3.10"
 SECONDARY_CAPTURE_PREFIX = "1.2.840.10008.5.1.4.1.1.7"
 _LOSSY_SYNTAXES = frozenset(
     {
@@ -38,6 +39,8 @@ _LOSSY_SYNTAXES = frozenset(
 )
 _SAMPLE_SLICES = 9
 _SAME_POSITION_MM = 0.01
+_GAP_ABOVE_THICKNESS = 1.5
+"""Contiguous slices with every second one missing have a gap of twice their thickness."""
 _TILT_DEGREES = 0.1
 """Smaller angles between the slice axis and the normal are rounding of the positions."""
 
@@ -94,12 +97,12 @@ class Slice:
     """Millimetres between rows (j), then between columns (i)."""
     thickness: float
     instance_number: int | None
-    rescaled: bool
+    rescale: tuple[float, float] | None
+    """Slope and intercept; ``None`` when either is absent."""
 
     @property
     def group(self) -> tuple[object, ...]:
-        """What all slices of one volume share."""
-        orientation = tuple(round(value, 3) + 0.0 for value in self.orientation)
+        """What all slices of one volume share, their orientation apart."""
         return (
             self.series_uid,
             self.modality,
@@ -108,8 +111,12 @@ class Slice:
             self.rows,
             self.columns,
             self.samples,
-            orientation,
         )
+
+    def parallel_to(self, other: Slice) -> bool:
+        """Whether two slices have the same orientation, up to rounding in the files."""
+        mine, theirs = np.array(self.orientation), np.array(other.orientation)
+        return mine.shape == theirs.shape and bool(np.allclose(mine, theirs, atol=1e-3))
 
 
 def read_slice(path: Path) -> Slice | None:
@@ -117,24 +124,41 @@ def read_slice(path: Path) -> Slice | None:
 
     Returns:
         ``None`` when the file is not DICOM or describes no object of a series (a DICOMDIR).
+
+    Raises:
+        VolumeError: ``dicom.damaged_header``, it is DICOM and its header cannot be read.
+        OSError: the file cannot be read.
     """
+    part10 = _is_part10(path)
     try:
         with warnings.catch_warnings():
             # pydicom warns of every oddity of every file; what matters is judged later.
             warnings.simplefilter("ignore")
             data = pydicom.dcmread(
-                path, stop_before_pixels=True, specific_tags=HEADER_TAGS, force=not _is_part10(path)
+                path, stop_before_pixels=True, specific_tags=HEADER_TAGS, force=not part10
             )
-        if "SOPClassUID" not in data and "Modality" not in data and "Rows" not in data:
+            if "SOPClassUID" not in data and "Modality" not in data and "Rows" not in data:
+                if part10 and not _is_directory(data):
+                    raise VolumeError("dicom.damaged_header", "the header ends before the image")
+                return None
+            return _slice(path, data)
+    except (VolumeError, OSError) as error:
+        if isinstance(error, VolumeError) or error.errno is not None:
+            raise
+        raise VolumeError("dicom.damaged_header", _sentence(error)) from error
+    except Exception as error:  # a flipped byte surfaces as whatever the parser trips over
+        if not part10:
             return None
-        return _slice(path, data)
-    except (InvalidDicomError, EOFError, AttributeError, NotImplementedError):
-        return None
+        raise VolumeError("dicom.damaged_header", _sentence(error)) from error
 
 
 def _is_part10(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
+
+
+def _is_directory(data: pydicom.Dataset) -> bool:
+    return str(getattr(data.file_meta, "MediaStorageSOPClassUID", "")) == DIRECTORY_STORAGE
 
 
 def _slice(path: Path, data: pydicom.Dataset) -> Slice:
@@ -167,8 +191,15 @@ def _slice(path: Path, data: pydicom.Dataset) -> Slice:
         pixel_spacing=_numbers(data.get("PixelSpacing"), 2),
         thickness=float(data.get("SliceThickness") or 0),
         instance_number=None if number is None else int(number),
-        rescaled="RescaleSlope" in data and "RescaleIntercept" in data,
+        rescale=_rescale(data),
     )
+
+
+def _rescale(data: pydicom.Dataset) -> tuple[float, float] | None:
+    slope, intercept = data.get("RescaleSlope"), data.get("RescaleIntercept")
+    if slope is None or intercept is None or "" in (slope, intercept):
+        return None
+    return float(slope), float(intercept)
 
 
 def _many(value: Any) -> Sequence[Any]:
@@ -209,6 +240,24 @@ def _reject_foreign(first: Slice) -> None:
         )
 
 
+def _reject_mixed(slices: Sequence[Slice]) -> None:
+    """What differs between slices and must not."""
+    first = slices[0]
+    if any(not np.allclose(s.pixel_spacing, first.pixel_spacing, rtol=1e-3) for s in slices):
+        raise VolumeError("dicom.mixed_spacing", "slices differ in pixel spacing")
+    if len({s.rescale is None for s in slices}) > 1:
+        raise VolumeError("dicom.mixed_rescale", "some slices have no rescale slope and intercept")
+
+
+def _without_copies(slices: Sequence[Slice]) -> list[Slice]:
+    """One slice for each instance: a file that lies in the folder twice counts once."""
+    kept: dict[tuple[str, int, tuple[float, ...]], Slice] = {}
+    for number, part in enumerate(slices):
+        key = (part.instance_uid or f"#{number}", part.bytes, part.position)
+        kept.setdefault(key, part)
+    return list(kept.values())
+
+
 def _order(slices: Sequence[Slice], limits: Limits) -> tuple[list[Slice], NDArray[np.float64]]:
     """Slices sorted along their normal, and their positions (n, 3) in LPS millimetres.
 
@@ -245,7 +294,10 @@ class DicomReader:
     """Reads one series whose files have already been grouped."""
 
     def read_header(self, paths: Sequence[Path], limits: Limits) -> Header:
-        slices = [s for s in map(read_slice, paths) if s is not None]
+        try:
+            slices = [s for s in map(read_slice, paths) if s is not None]
+        except OSError as error:
+            raise VolumeError("file.unreadable", f"cannot be read: {error.strerror}") from error
         if len(slices) != len(paths):
             raise VolumeError(
                 "dicom.unreadable",
@@ -259,8 +311,10 @@ class DicomReader:
         Raises:
             VolumeError: the slices are no CT volume; see the module's reason codes.
         """
-        _reject_foreign(slices[0])
-        ordered, positions = _order(slices, limits)
+        for part in slices:
+            _reject_foreign(part)
+        _reject_mixed(slices)
+        ordered, positions = _order(_without_copies(slices), limits)
         first = ordered[0]
         step = (positions[-1] - positions[0]) / (len(ordered) - 1)
         strays = np.linalg.norm(
@@ -285,7 +339,7 @@ class DicomReader:
             paths=tuple(s.path for s in ordered),
             patient_id=first.patient_id or None,
             series_id=first.series_uid or None,
-            instances=tuple((s.instance_uid, s.bytes) for s in ordered),
+            instances=tuple(_identity(s) for s in ordered),
             warnings=remarks,
         )
 
@@ -302,16 +356,23 @@ class DicomReader:
         return Volume(voxels, header.affine, "dicom", header.warnings)
 
     def digest(self, header: Header) -> str:
-        """Digest of the instance UIDs and file sizes, in slice order.
+        """Digest of each slice's instance UID, file size, geometry and rescale, in slice order.
 
         An instance UID names one image for ever (DICOM PS3.5 section 9), so that the
-        series need not be read twice; files without one are digested by content.
+        pixels need not be read twice; files without one are digested by content.
         """
         digest = hashlib.blake2b(digest_size=16)
-        for path, (uid, size) in zip(header.paths, header.instances, strict=True):
-            content = uid.encode() or hashlib.blake2b(path.read_bytes()).digest()
-            digest.update(content + b"\x1f%d\x1e" % size)
+        for path, identity in zip(header.paths, header.instances, strict=True):
+            digest.update(identity.encode() + b"\x1e")
+            if not identity.partition("\x1f")[0]:
+                digest.update(path.read_bytes())
         return digest.hexdigest()
+
+
+def _identity(part: Slice) -> str:
+    """What makes a slice another one: its UID first, then all that its voxels depend on."""
+    geometry = (part.position, part.orientation, part.pixel_spacing)
+    return f"{part.instance_uid}\x1f{part.bytes}\x1f{geometry!r}\x1f{part.rescale!r}"
 
 
 def _remarks(
@@ -341,11 +402,11 @@ def _remarks(
                 )
             )
     thickness = ordered[0].thickness
-    if thickness > 0 and gap > 2 * thickness:
+    if thickness > 0 and gap > _GAP_ABOVE_THICKNESS * thickness:
         remarks.append(
             ("dicom.gap_above_thickness", f"slices {gap:.3g} mm apart are {thickness:.3g} mm thick")
         )
-    if not ordered[0].rescaled:
+    if ordered[0].rescale is None:
         remarks.append(("dicom.no_rescale", "no rescale slope and intercept; 1 and 0 are taken"))
     if any(s.lossy for s in ordered):
         remarks.append(("dicom.lossy", "lossy compression"))
@@ -356,6 +417,8 @@ def decode_slice(path: Path, shape: tuple[int, int, int]) -> NDArray[np.int16]:
     """(j, i) HU of one slice; padding becomes -1024 HU before anything interpolates over it."""
     try:
         data = pydicom.dcmread(path, force=not _is_part10(path))
+        if "TransferSyntaxUID" not in data.file_meta:  # a file without the part 10 preamble
+            data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
         stored = data.pixel_array
     except OSError as error:
         raise VolumeError("file.unreadable", f"cannot be read: {error.strerror}") from error
@@ -365,8 +428,7 @@ def decode_slice(path: Path, shape: tuple[int, int, int]) -> NDArray[np.int16]:
         ) from error
     if stored.shape != (shape[1], shape[0]):
         raise VolumeError("dicom.undecodable", f"a slice decodes to shape {stored.shape}")
-    slope = float(data.get("RescaleSlope", 1))
-    intercept = float(data.get("RescaleIntercept", 0))
+    slope, intercept = _rescale(data) or (1.0, 0.0)
     if slope == 1 and intercept.is_integer():
         values: NDArray[Any] = stored.astype(np.int32) + int(intercept)
     else:

@@ -22,6 +22,8 @@ from prect.ingest.volume import LPS_TO_RAS, Volume, clean_affine
 
 _HEADER_BYTES = 65536
 _DATA_FILE = re.compile(r"^\s*(?:ElementDataFile\s*=|data ?file\s*:)\s*(.+?)\s*$", re.M | re.I)
+_IMAGE_IO = {"metaimage": "MetaImageIO", "nrrd": "NrrdImageIO"}
+_SPACE = re.compile(r"^space\s*:", re.M)
 _SPACING = {
     "metaimage": re.compile(r"^\s*(?:ElementSpacing|ElementSize)\s*=", re.M),
     "nrrd": re.compile(r"^(?:spacings|space directions)\s*:", re.M),
@@ -37,8 +39,7 @@ class ItkReader:
     def read_header(self, paths: Sequence[Path], limits: Limits) -> Header:  # noqa: ARG002
         path = paths[0]
         files = (path, *self._data_files(path))
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(path))
+        reader = self._reader(path)
         try:
             reader.ReadImageInformation()
         except RuntimeError as error:
@@ -55,17 +56,28 @@ class ItkReader:
         affine[:3, 3] = LPS_TO_RAS @ np.array(reader.GetOrigin())[:3]
         return Header(shape, clean_affine(affine), files)
 
+    def _reader(self, path: Path) -> sitk.ImageFileReader:
+        # Named, since SimpleITK would go by the suffix and does not know .MHA.
+        reader = sitk.ImageFileReader()
+        reader.SetImageIO(_IMAGE_IO[self.format])
+        reader.SetFileName(str(path))
+        return reader
+
     def _data_files(self, path: Path) -> tuple[Path, ...]:
         """Files that the header refers to; they must lie beside it."""
         with path.open("rb") as file:
-            text = file.read(_HEADER_BYTES).decode("latin-1")
+            text = file.read(_HEADER_BYTES).decode("utf-8", "surrogateescape")
         if self.format == "nrrd":
             text = text.split("\n\n", 1)[0].replace("\r", "")
         found = _DATA_FILE.search(text)
         text = text if found is None else text[: found.end()]
         if not _SPACING[self.format].search(text):
             raise VolumeError("geometry.no_spacing", "the header states no spacing")
-        if found is None or found[1] == "LOCAL":
+        if self.format == "nrrd" and not _SPACE.search(text):
+            raise VolumeError(
+                "nrrd.no_orientation", "the header names no space, the orientation is unknown"
+            )
+        if found is None or found[1].upper() == "LOCAL":
             return ()
         target = path.parent / found[1]
         if found[1].startswith("LIST") or "%" in found[1]:
@@ -80,7 +92,7 @@ class ItkReader:
 
     def read_sample(self, header: Header) -> NDArray[Any]:
         try:
-            image = sitk.ReadImage(str(header.paths[0]))
+            image = self._reader(header.paths[0]).Execute()
         except RuntimeError as error:
             raise VolumeError(f"{self.format}.truncated", _last_line(error)) from error
         i, j, k = header.shape

@@ -34,7 +34,14 @@ class NiftiReader:
         shape = require_volume(header.get_data_shape())
         if header.get_data_dtype().names:
             raise VolumeError("content.color", "voxels are RGB triples, not numbers")
+        if header.get_data_dtype().kind == "c":
+            raise VolumeError("content.complex", "voxels are complex numbers")
         affine, warnings = _geometry(header)
+        if float(header["scl_slope"]) == 0 and float(header["scl_inter"]) != 0:
+            remark = (
+                "the slope is 0 and the intercept is not; both are ignored, as the standard says"
+            )
+            warnings = (*warnings, ("nifti.slope_zero", remark))
         return Header(shape, clean_affine(affine), tuple(paths), warnings=warnings)
 
     def read_sample(self, header: Header) -> NDArray[Any]:
