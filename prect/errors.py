@@ -50,8 +50,8 @@ class VolumeError(PrectError, ValueError):
         self.code = code
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type[VolumeError], tuple[str, str]]:
-        return type(self), (self.code, self.reason)
+    def __reduce__(self) -> tuple[type[VolumeError], tuple[str, str], dict[str, object]]:
+        return type(self), (self.code, self.reason), self.__dict__
 
 
 class StoreError(PrectError, ValueError):
@@ -87,8 +87,10 @@ class ChunkError(StoreError):
 
     def __reduce__(
         self,
-    ) -> tuple[type[ChunkError], tuple[str, int, tuple[int, int, int] | None, str]]:
-        return type(self), (self.case, self.level, self.chunk, self.detail)
+    ) -> tuple[
+        type[ChunkError], tuple[str, int, tuple[int, int, int] | None, str], dict[str, object]
+    ]:
+        return type(self), (self.case, self.level, self.chunk, self.detail), self.__dict__
 
 
 class BuildError(PrectError, RuntimeError):

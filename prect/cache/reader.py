@@ -191,7 +191,9 @@ class StoreReader:
     ) -> None:
         shard = self._shard(level)
         chunk = self.levels[level].chunk
-        scratch = self._scratch.setdefault(chunk, np.empty(chunk, dtype=np.int16))
+        if chunk not in self._scratch:
+            self._scratch[chunk] = np.empty(chunk, dtype=np.int16)
+        scratch = self._scratch[chunk]
         first = [a // c for a, c in zip(low, chunk, strict=True)]
         last = [(b - 1) // c for b, c in zip(high, chunk, strict=True)]
         planes, rows, columns = (range(a, b + 1) for a, b in zip(first, last, strict=True))

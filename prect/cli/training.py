@@ -12,7 +12,14 @@ import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from prect.cli.console import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption, console, emit_json
+from prect.cli.console import (
+    DEFAULT_WORKSPACE,
+    JsonOption,
+    WorkspaceOption,
+    console,
+    emit_json,
+    interruptible,
+)
 
 if TYPE_CHECKING:
     from prect.train.callbacks import RunStart
@@ -40,7 +47,12 @@ def train(
     ] = None,
     procs: Annotated[int, typer.Option(min=1, help="Processes when training on the CPU.")] = 1,
     max_steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimiser steps; same as --set optim.max_steps=N.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Optimiser steps; same as --set optim.max_steps=N. A run that goes on with another "
+            "number follows the new schedule of the learning rate from there.",
+        ),
     ] = None,
     resume: Annotated[
         str,
@@ -62,8 +74,10 @@ def train(
     if max_steps is not None:
         overrides.append(f"optim.max_steps={max_steps}")
     resolved = load_config(preset, config, overrides)
+    if resume not in ("auto", "never"):
+        resume = str(_run_path(resume, workspace))
     if dry_run:
-        _dry_run(resolved, workspace, _world(gpus, procs), as_json)
+        _dry_run(resolved, workspace, _world(gpus, procs), resume, as_json)
         return
     # OpenMP threads that spin while they wait take the cores from the workers that read, and
     # from whatever else runs; it must be said before torch is loaded.
@@ -72,7 +86,13 @@ def train(
 
     gpus = _present_gpus() if gpus is None else gpus
     listener = _Listener(interactive=console.is_terminal)
-    summary = launch(resolved, Path(workspace), listener, gpus=gpus, procs=procs, resume=resume)
+    with interruptible("the same command goes on from the newest checkpoint"):
+        try:
+            summary = launch(
+                resolved, Path(workspace), listener, gpus=gpus, procs=procs, resume=resume
+            )
+        finally:
+            listener.close()
     if not _leads():
         return
     _print_summary(summary)
@@ -178,9 +198,13 @@ class _Listener:
             f"(chance {heldout.chance:.2f}), {heldout.views} views"
         )
 
-    def on_end(self, summary: Mapping[str, Any]) -> None:
+    def close(self) -> None:
+        """Give the terminal back; a bar that is left running hides the cursor."""
         if self._progress is not None:
             self._progress.stop()
+
+    def on_end(self, summary: Mapping[str, Any]) -> None:
+        self.close()
         seconds = time.monotonic() - self._begin
         console.print(f"{summary['step']} steps done, {seconds:.0f} s in this session")
 
@@ -207,10 +231,10 @@ def _print_summary(summary: Mapping[str, Any]) -> None:
     console.print(summary["verdict"])
 
 
-def _dry_run(config: TrainConfig, workspace: str, world: int, as_json: bool) -> None:
+def _dry_run(config: TrainConfig, workspace: str, world: int, resume: str, as_json: bool) -> None:
     from prect.workspace import Workspace
 
-    plan = _plan(config, Workspace(workspace), world)
+    plan = _plan(config, Workspace(workspace), world, resume)
     console.print_json(data=plan["config"])
     parameters = plan["parameters"]
     console.print(
@@ -221,18 +245,20 @@ def _dry_run(config: TrainConfig, workspace: str, world: int, as_json: bool) -> 
         f"volumes: {plan['train_volumes']:,} to train on, {plan['heldout_volumes']:,} held out, "
         f"of {', '.join(config.data.datasets)}\n"
         f"steps an epoch: {plan['steps_per_epoch']:,}, epochs: {plan['epochs']:.2f}\n"
-        f"run folder: {plan['folder']} (nothing was written)"
+        f"run folder: {plan['folder']}, from step {plan['from_step']} to "
+        f"{config.optim.max_steps} (nothing was written)"
     )
     if as_json:
         emit_json(plan)
 
 
-def _plan(config: TrainConfig, workspace: Workspace, world: int) -> dict[str, Any]:
+def _plan(config: TrainConfig, workspace: Workspace, world: int, resume: str) -> dict[str, Any]:
     import torch
 
     from prect.train.data import open_data
     from prect.train.networks import describe_encoder, parameter_count
     from prect.train.objectives import build_objective
+    from prect.train.run_folder import RunFolder, starting_point
 
     data = open_data(workspace, config)
     encoder = describe_encoder(config.network)
@@ -240,7 +266,10 @@ def _plan(config: TrainConfig, workspace: Workspace, world: int) -> dict[str, An
         heads = build_objective(config.objective, config.crops, encoder.embedding)
     global_batch = config.data.batch_size * world
     volumes = len(data.rows["train"])
+    folder = RunFolder(workspace.run(config.run.name))
+    start = starting_point(folder, resume, config, data.table.digest, global_batch)
     return {
+        "from_step": start.step if start else 0,
         "folder": str(workspace.run(config.run.name)),
         "config": config.model_dump(mode="json"),
         "parameters": {
@@ -261,9 +290,9 @@ def _run_path(text: str, workspace: str) -> Path:
     from prect.workspace import Workspace
 
     path = Path(text)
-    if len(path.parts) > 1 or path.suffix:
+    if len(path.parts) > 1 or path.is_file():
         return path
-    run = Workspace(workspace).run(text)
+    run = Workspace(workspace).runs / text
     return path if path.exists() and not run.exists() else run
 
 
@@ -274,6 +303,7 @@ def _present_gpus() -> int:
 
 
 def _world(gpus: int | None, procs: int) -> int:
+    """Processes of a run; a dry run may ask for more GPUs than are here."""
     return (_present_gpus() if gpus is None else gpus) or procs
 
 

@@ -11,6 +11,7 @@ import os
 import pickle
 import platform
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib.metadata import version
@@ -23,6 +24,15 @@ from prect.errors import CheckpointError
 from prect.train.config import TrainConfig
 
 CHECKPOINT_FORMAT = 1
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    KeyError,
+)
 _NAME = re.compile(r"step-(\d{8})\.pt")
 
 _FREE_SECTIONS = {
@@ -87,12 +97,20 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        with zipfile.ZipFile(path) as archive:
+            # torch does not look at the checksums, so a flipped bit would pass as a weight.
+            damaged = archive.testzip()
+        state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
         raise CheckpointError(
             f"{path} is not a checkpoint of prect, or it is damaged; give a run folder or a file "
-            f"named step-*.pt that prect train wrote"
+            "named step-*.pt that prect train wrote, or delete it and the one before is taken"
         ) from error
+    if damaged:
+        raise CheckpointError(
+            f"{path} is damaged: {damaged} does not match its checksum; delete it, and the one "
+            "before is taken"
+        )
     if not isinstance(state, dict) or "format" not in state:
         raise CheckpointError(f"{path} is not a checkpoint of prect: it has no format number")
     if state.pop("format") != CHECKPOINT_FORMAT:
@@ -110,8 +128,13 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
 
 
+def step_of(path: Path) -> int:
+    """Steps done when a checkpoint of `list_checkpoints` was written."""
+    return int(path.stem.removeprefix("step-"))
+
+
 def find_checkpoint(place: Path) -> Path:
-    """The newest committed checkpoint of a run folder, or the file itself.
+    """The newest committed checkpoint of a run folder or its ``checkpoints``, or the file itself.
 
     Raises:
         CheckpointError: there is no such file or folder, or the run has no checkpoint yet.
@@ -120,7 +143,7 @@ def find_checkpoint(place: Path) -> Path:
         return place
     if not place.is_dir():
         raise CheckpointError(f"{place} does not exist; give a run folder or a checkpoint file")
-    found = list_checkpoints(place / "checkpoints")
+    found = list_checkpoints(place / "checkpoints") or list_checkpoints(place)
     if not found:
         raise CheckpointError(f"run {place} has no checkpoint yet")
     return found[-1]
@@ -145,6 +168,11 @@ def check_resumable(
             f"the run was made with {checkpoint.global_batch} volumes a step, this one would have "
             f"{global_batch}; choose data.batch_size times processes to be "
             f"{checkpoint.global_batch}"
+        )
+    if config.optim.max_steps < checkpoint.step:
+        raise CheckpointError(
+            f"the run has done {checkpoint.step} steps already, more than optim.max_steps = "
+            f"{config.optim.max_steps}; ask for more, or start a new run with another run.name"
         )
     differing = differing_settings(checkpoint.config, config.model_dump(mode="json"))
     if differing:

@@ -16,7 +16,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from prect.errors import ConfigError
 
@@ -28,20 +35,26 @@ Ints3 = tuple[PositiveInt, PositiveInt, PositiveInt]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class RunConfig(_Section):
     """What the run is called and which random stream it follows."""
 
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
     name: str
     seed: NonNegativeInt = 0
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
 
 
 class DataConfig(_Section):
     """Which volumes are seen and how they reach the training process."""
 
-    datasets: tuple[str, ...] = ()
+    datasets: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
     """Names of data sets in the workspace; all their stored volumes are used."""
     heldout_share: Annotated[float, Field(ge=0, lt=1)] = 0.01
     """Share of patients kept away from training."""
@@ -160,7 +173,7 @@ class LoopConfig(_Section):
     """Steps between held-out evaluations; 0 evaluates only untrained and at the end."""
     eval_views: PositiveInt = 64
     """Held-out views that an evaluation averages over."""
-    eval_batch: Annotated[int, Field(ge=1)] = 2
+    eval_batch: PositiveInt = 2
     """Volumes that share their batch statistics in an evaluation, on any number of processes."""
     checkpoint_every: PositiveInt = 5000
     keep_checkpoints: PositiveInt = 3
@@ -218,6 +231,11 @@ class TrainConfig(_Section):
             raise ValueError(
                 f"crops.size {self.crops.size} must be multiples of {step} for network.name "
                 f"{network.name!r}"
+            )
+        if network.name == "swin_unetr" and math.prod(n // step for n in self.crops.size) < 2:
+            raise ValueError(
+                f"crops.size {self.crops.size} leaves one voxel at the coarsest scale of "
+                "network.name 'swin_unetr', which cannot be normalised; 64 along one axis at least"
             )
         if network.name == "swin_unetr" and network.feature_size % 12:
             raise ValueError(

@@ -27,6 +27,8 @@ from prect.train.precision import autocast
 LEARNED_RATIO = 0.8
 """Largest share of the untrained network's pos + neg that counts as having learned."""
 
+_BETTER_RATIO = 0.98
+
 
 @dataclass(frozen=True)
 class Heldout:
@@ -109,7 +111,7 @@ def verdict(trained: Heldout, untrained: Heldout, floor: Floor) -> str:
     )
     if has_learned(trained, untrained, floor):
         return f"The network has learned where crops belong: {figures}."
-    if trained.total < untrained.total and trained.total < floor.value:
+    if trained.total < _BETTER_RATIO * untrained.total and trained.total < floor.value:
         return f"The network is better than untrained, but not clearly: {figures}."
     return f"The network has not learned: {figures}."
 

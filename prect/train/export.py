@@ -6,6 +6,7 @@ A SwinUNETR export loads into ``monai.networks.nets.SwinUNETR(use_v2=True)`` wit
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,9 @@ def _metadata(checkpoint: Checkpoint, network: NetworkConfig) -> dict[str, str]:
         "producer": f"prect {checkpoint.versions['prect']}",
         "network": network.name,
         "feature_size": str(network.feature_size),
+        "axes": "batch, channel, x, y, z in RAS",
+        "window_hu": " ".join(f"{hu:g}" for hu in checkpoint.config["view"]["window"]),
+        "view": json.dumps(checkpoint.config["view"]),
         "objective": str(checkpoint.config["objective"]["name"]),
         "run": str(checkpoint.config["run"]["name"]),
         "step": str(checkpoint.step),
@@ -86,7 +90,10 @@ def _metadata(checkpoint: Checkpoint, network: NetworkConfig) -> dict[str, str]:
 def _write(weights: dict[str, torch.Tensor], target: Path, metadata: dict[str, str]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    save_file(weights, temporary, metadata)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(target)
+    try:
+        save_file(weights, temporary, metadata)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ GPUs. Under ``torchrun`` the environment already says which rank this process is
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -82,6 +84,10 @@ def take_part(order: Order) -> dict[str, Any]:
     device = _device(order, int(os.environ["LOCAL_RANK"]))
     if order.on_gpu:
         torch.cuda.set_device(device)
+    elif not order.config.train.threads:
+        # Every process taking all cores would make each of them wait for the others.
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // here))
     dist.init_process_group("nccl" if order.on_gpu else "gloo", rank=rank, world_size=world)
     try:
         return _train(order, Place(device, rank, world))
@@ -119,9 +125,15 @@ def _start_processes(order: Order, world: int) -> dict[str, Any]:
     )
     try:
         results: dict[int, dict[str, Any]] = elastic_launch(settings, take_part)(order)
+    except SignalException as error:
+        if error.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise TrainingError(f"stopped by signal {error.sigval.name}") from error
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        raise TrainingError(f"rank {rank} failed: {failure.message}") from error
+        message: Any = failure.message
+        text = message["message"] if isinstance(message, dict) else message
+        raise TrainingError(f"rank {rank} failed: {text}") from error
     return results[0]
 
 

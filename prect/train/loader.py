@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data import Sampler as IndexSampler
 
 from prect.cache.reader import ReaderPool
-from prect.errors import StoreError
+from prect.errors import PrectError, StoreError, TrainingError
 from prect.train.config import CropConfig, TrainConfig
 from prect.train.crops import overlap_shares
 from prect.train.sampling import Sample, Sampler, step_indices
@@ -133,6 +133,31 @@ class ViewDataset(Dataset[tuple[Sample, torch.Tensor]]):
         return sample, torch.from_numpy(voxels)
 
 
+class _Guarded(Dataset["tuple[Sample, torch.Tensor] | PrectError"]):
+    """Hands an error on as an item.
+
+    torch rebuilds an exception of a worker from its text, and what it was and said is lost.
+    """
+
+    def __init__(self, views: ViewDataset) -> None:
+        self.views = views
+
+    def __getitem__(self, index: int) -> tuple[Sample, torch.Tensor] | PrectError:
+        try:
+            return self.views[index]
+        except PrectError as error:
+            return error
+
+
+def _collate_guarded(
+    items: Sequence[tuple[Sample, torch.Tensor] | PrectError], crops: CropConfig
+) -> RawBatch | PrectError:
+    for item in items:
+        if isinstance(item, PrectError):
+            return item
+    return collate([item for item in items if not isinstance(item, PrectError)], crops)
+
+
 class StepIndices(IndexSampler[list[int]]):
     """The global indices of one rank, one list a step."""
 
@@ -173,24 +198,45 @@ def train_loader(
     rank: int = 0,
     world: int = 1,
     pin_memory: bool = False,
-) -> DataLoader[RawBatch]:
+) -> Iterator[RawBatch]:
     """Batches of one rank for a range of steps.
 
     Workers start by forkserver: a process that holds threads or a GPU must not be forked.
+
+    Raises:
+        StoreError: a store is missing or damaged; raised here, whichever process met it.
+        TrainingError: a worker died.
     """
+    if not steps:
+        return
     data = config.data
     parallel = data.workers > 0
     # The data set yields samples; collate makes batches of them, which torch's types cannot say.
     loader: DataLoader[Any] = DataLoader(
-        dataset,
+        _Guarded(dataset),
         batch_sampler=StepIndices(steps.start, steps.stop, data.batch_size, rank, world),
         num_workers=data.workers,
-        collate_fn=partial(collate, crops=config.crops),
+        collate_fn=partial(_collate_guarded, crops=config.crops),
         prefetch_factor=data.prefetch if parallel else None,
         multiprocessing_context="forkserver" if parallel else None,
         pin_memory=pin_memory,
     )
-    return loader
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "worker" not in str(error):
+                raise
+            raise TrainingError(
+                f"a process that reads data died ({error}); memory may be short: lower "
+                "data.workers or data.prefetch"
+            ) from error
+        if isinstance(batch, PrectError):
+            raise batch
+        yield batch
 
 
 def reader_pool(config: TrainConfig) -> PoolFactory:

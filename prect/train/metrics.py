@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,17 @@ class Window:
     def reset(self) -> None:
         """Begin a new window now."""
         self._begin = time.perf_counter()
+        self._idle = 0.0
         self._sums: dict[str, torch.Tensor] = {}
         self._waited = 0.0
         self._steps = self._volumes = self._bytes = 0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out what is done between steps, so that it does not count as a slow step."""
+        begin = time.perf_counter()
+        yield
+        self._idle += time.perf_counter() - begin
 
     def waited(self, seconds: float) -> None:
         """Add time spent waiting for data."""
@@ -88,7 +97,8 @@ class Window:
         if bad >= 0:
             raise TrainingError(
                 f"step {bad}: the loss or its gradient is not finite. Look at the data with "
-                f"prect replay --step {bad}, lower optim.lr, or resume from the last checkpoint"
+                f"prect replay --run NAME --step {bad}, lower optim.lr, or resume from the last "
+                "checkpoint"
             )
 
     def summary(self) -> dict[str, float]:
@@ -98,7 +108,7 @@ class Window:
         ``wait_share`` is the share of time in which the training process waited for data.
         """
         means = torch.stack([value.double() for value in self._sums.values()]).cpu() / self._steps
-        seconds = time.perf_counter() - self._begin
+        seconds = time.perf_counter() - self._begin - self._idle
         times = torch.tensor([seconds / self._steps, self._waited / seconds], dtype=torch.float64)
         speeds = torch.tensor(
             [self._volumes / seconds, self._bytes / 1e6 / seconds], dtype=torch.float64

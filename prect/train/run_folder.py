@@ -12,8 +12,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from prect.train.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     software_versions,
+    step_of,
 )
 from prect.train.config import TrainConfig, parse_config
 from prect.train.metrics import MetricsLog
@@ -57,11 +60,36 @@ class RunFolder:
     def summary(self) -> Path:
         return self.path / "summary.json"
 
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for one trainer; released when the process ends, however it ends.
+
+        Raises:
+            TrainingError: another process is training in this folder.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise TrainingError(
+                    f"another process is training in {self.path}; wait for it to end, or choose "
+                    "another name with --set run.name=NAME"
+                ) from None
+            yield
+
     def begin(
         self, config: TrainConfig, manifest_digest: str, global_batch: int, step: int
     ) -> None:
-        """Write what the run is, and rewind its metrics to the step that it goes on from."""
+        """Write what the run is, and rewind it to the step that it goes on from.
+
+        Metrics and checkpoints of later steps belong to a future that this run leaves: kept,
+        they would be taken for its newest.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
+        for path in list_checkpoints(self.checkpoints):
+            if step_of(path) > step:
+                path.unlink()
         write_json(self.config, config.model_dump(mode="json"))
         record = {
             "manifest_digest": manifest_digest,
@@ -106,7 +134,7 @@ def starting_point(
         CheckpointError: the checkpoint is missing, damaged, or belongs to other data or settings.
     """
     if resume == "never":
-        if folder.path.exists():
+        if folder.config.exists():
             raise TrainingError(
                 f"run folder {folder.path} exists already; go on with --resume auto, choose "
                 "another name with --set run.name=NAME, or delete the folder"
@@ -119,8 +147,8 @@ def starting_point(
         path = found[-1]
     else:
         path = find_checkpoint(Path(resume))
-    checkpoint = load_checkpoint(path)
     try:
+        checkpoint = load_checkpoint(path)
         check_resumable(checkpoint, config, manifest_digest, global_batch)
     except CheckpointError as error:
         error.add_note(f"checkpoint {path}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from prect.errors import TrainingError
 from prect.train.batch import CropBatch, assemble
 from prect.train.callbacks import Callback, RunStart
 from prect.train.checkpoint import Checkpoint, save_checkpoint, software_versions
@@ -104,6 +106,10 @@ class Trainer:
 
     def run(self) -> dict[str, Any]:
         """Train to ``optim.max_steps``; returns the summary that is also written to the folder."""
+        with self.folder.lock() if self.leads else nullcontext():
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         self._begin()
         if self.untrained is None:
             self.untrained = self._evaluate()
@@ -142,37 +148,37 @@ class Trainer:
         """Log, evaluate and save when it is time; the evaluation of the last step, if any."""
         pace, step = self.config.train, self.step
         ends = step == self.config.optim.max_steps
-        metrics: dict[str, float] | None = None
-        if ends or step % pace.log_every == 0:
+        logs = ends or step % pace.log_every == 0
+        evaluates = ends or (pace.eval_every > 0 and step % pace.eval_every == 0)
+        saves = ends or step % pace.checkpoint_every == 0
+        if logs or evaluates or saves:
             window.check_finite()
+        metrics: dict[str, float] | None = None
+        if logs:
             metrics = window.summary() | {"lr": learning_rate(step - 1, self.config.optim)}
             if self.leads:
                 self.folder.metrics.write(step, metrics)
         if self.leads:
             self.callback.on_step(step, metrics)
-        heldout = None
-        if ends or (pace.eval_every and step % pace.eval_every == 0):
-            heldout = self._evaluate()
-            self._record_evaluation(heldout)
-        saves = ends or step % pace.checkpoint_every == 0
-        if saves:
-            window.check_finite()
-            self._save()
-        if metrics is not None or heldout is not None or saves:
-            # What is done between steps must not count as a slow step.
+        if logs:
             window.reset()
+        heldout = None
+        with window.paused():
+            if evaluates:
+                heldout = self._evaluate()
+                self._record_evaluation(heldout)
+            if saves:
+                self._save()
         return heldout
 
     def _batches(self) -> Iterator[RawBatch]:
-        return iter(
-            train_loader(
-                self.train_views,
-                self.config,
-                range(self.step, self.config.optim.max_steps),
-                rank=self.place.rank,
-                world=self.place.world,
-                pin_memory=self.place.device.type == "cuda",
-            )
+        return train_loader(
+            self.train_views,
+            self.config,
+            range(self.step, self.config.optim.max_steps),
+            rank=self.place.rank,
+            world=self.place.world,
+            pin_memory=self.place.device.type == "cuda",
         )
 
     def _go_on_from(self, checkpoint: Checkpoint | None) -> None:
@@ -195,7 +201,7 @@ class Trainer:
 
     def _begin(self) -> None:
         # All ranks have looked into the folder by now; only then may it change.
-        self.place.barrier()
+        self._agree()
         if not self.leads:
             return
         self.folder.begin(self.config, self.data.table.digest, self.global_batch, self.step)
@@ -210,6 +216,19 @@ class Trainer:
                 parameters=parameter_count(self.learner),
             )
         )
+
+    def _agree(self) -> None:
+        """Wait for all ranks, and make sure that they start from the same place."""
+        if self.place.world == 1:
+            return
+        mine = (self.step, self.data.table.digest)
+        seen: list[Any] = [None] * self.place.world
+        dist.all_gather_object(seen, mine)
+        if any(other != mine for other in seen):
+            raise TrainingError(
+                f"ranks see different checkpoints or manifests (step, digest): {seen}; the "
+                "workspace must be one folder that all of them share"
+            )
 
     def _evaluate(self) -> Heldout:
         place = self.place
@@ -246,7 +265,8 @@ class Trainer:
         save_checkpoint(self.folder.checkpoints, state, self.config.train.keep_checkpoints)
 
     def _finish(self, trained: Heldout) -> dict[str, Any]:
-        untrained = self.untrained or trained
+        assert self.untrained is not None  # measured before the first step, kept by checkpoints
+        untrained = self.untrained
         floor = floor_of(self.learner, self.config)
         summary = {
             "run": self.config.run.name,
