@@ -50,7 +50,7 @@ def train(
         int | None,
         typer.Option(
             min=1,
-            help="Optimiser steps; same as --set optim.max_steps=N. A run that goes on with another "
+            help="Optimiser steps; same as --set optim.max_steps=N. A run resumed with another "
             "number follows the new schedule of the learning rate from there.",
         ),
     ] = None,
