@@ -12,15 +12,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from prect.errors import WorkspaceError
+from prect.files import locked
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 STORE_SUFFIX = ".ome.zarr"
@@ -123,26 +122,15 @@ class Workspace:
         finally:
             temporary.unlink()
 
-    @contextmanager
-    def lock(self, purpose: str) -> Iterator[None]:
-        """Hold the workspace for one writer; released when the process ends, however it ends.
+    def lock(self, purpose: str) -> AbstractContextManager[None]:
+        """Hold the workspace for one writer of a kind; released when the process ends.
 
         Raises:
             WorkspaceError: another process holds the lock.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        path = self.root / f".{purpose}.lock"
-        with path.open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "unknown"
-                raise WorkspaceError(
-                    f"{purpose} is already running on {self.root} (process {holder}); "
-                    "wait for it to end, or use another workspace"
-                ) from None
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            yield
+        busy = (
+            f"{purpose} is already running on {self.root} (process {{holder}}); "
+            "wait for it to end, or use another workspace"
+        )
+        return locked(self.root / f".{purpose}.lock", busy)

@@ -35,6 +35,7 @@ from prect.cache.format import (
     chunk_grid,
     group_document,
 )
+from prect.files import sync_folder
 from prect.units import Triple, Vector
 
 _SHUFFLE = {"noshuffle": blosc.NOSHUFFLE, "shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
@@ -169,14 +170,14 @@ class StoreWriter:
             folder.mkdir()
             _write_durably(folder / SHARD_KEY, shard)
             _write_durably(folder / "zarr.json", _json(array_document(level, codec)))
-            _sync_folder(folder)
+            sync_folder(folder)
             levels.append(level)
         return tuple(levels)
 
     def commit(self, attributes: StoreAttributes) -> None:
         """Write the group's attributes and give the store its name, replacing an older one."""
         _write_durably(self._temporary / "zarr.json", _json(group_document(attributes)))
-        _sync_folder(self._temporary)
+        sync_folder(self._temporary)
         old = self._temporary.with_name(f"{self._temporary.name}-old")
         while not self._committed:
             try:
@@ -189,7 +190,7 @@ class StoreWriter:
                 with suppress(FileNotFoundError):
                     self.path.rename(old)
                 shutil.rmtree(old, ignore_errors=True)
-        _sync_folder(self.path.parent)
+        sync_folder(self.path.parent)
 
 
 def clear_leftovers(folder: Path) -> list[Path]:
@@ -226,11 +227,3 @@ def _write_durably(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

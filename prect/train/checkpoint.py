@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from prect.errors import CheckpointError
+from prect.files import sync_folder
 from prect.train.config import TrainConfig
 
 CHECKPOINT_FORMAT = 1
@@ -80,7 +81,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(folder)
+    sync_folder(folder)
     # A process that was killed while it wrote leaves a hidden file behind.
     for old in [*list_checkpoints(folder)[:-keep], *folder.glob(".step-*.tmp")]:
         old.unlink(missing_ok=True)
@@ -204,11 +205,3 @@ def _version(package: str) -> str:
         return version(package)
     except ModuleNotFoundError:
         return "unknown"
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,15 +12,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prect.errors import CheckpointError, TrainingError
+from prect.files import locked
 from prect.train.checkpoint import (
     Checkpoint,
     check_resumable,
@@ -60,23 +60,18 @@ class RunFolder:
     def summary(self) -> Path:
         return self.path / "summary.json"
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the run for one trainer; released when the process ends, however it ends.
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the run for one trainer; released when the process ends.
 
         Raises:
-            TrainingError: another process is training in this folder.
+            WorkspaceError: another process is training in this folder.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise TrainingError(
-                    f"another process is training in {self.path}; wait for it to end, or choose "
-                    "another name with --set run.name=NAME"
-                ) from None
-            yield
+        busy = (
+            f"process {{holder}} is training in {self.path}; wait for it to end, or choose "
+            "another name with --set run.name=NAME"
+        )
+        return locked(self.path / ".lock", busy)
 
     def begin(
         self, config: TrainConfig, manifest_digest: str, global_batch: int, step: int

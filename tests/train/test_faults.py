@@ -17,6 +17,7 @@ from prect.errors import (
     ManifestError,
     StoreError,
     TrainingError,
+    WorkspaceError,
 )
 from prect.manifests.stores import load_cache_table, read_cache_rows, write_cache_rows
 from prect.train.callbacks import Silent
@@ -137,7 +138,7 @@ def test_fewer_steps_than_were_done_are_refused(
 def test_one_run_has_one_trainer(workspace: Workspace, make_config: MakeConfig) -> None:
     with (
         RunFolder(workspace.run("toy")).lock(),
-        pytest.raises(TrainingError, match="another process is training"),
+        pytest.raises(WorkspaceError, match="is training in"),
     ):
         train(workspace, make_config())
 

@@ -1,0 +1,43 @@
+"""Locks that end with their holder, and folders whose entries survive a crash."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prect.errors import WorkspaceError
+
+
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Hold an exclusive lock (flock) on a file; it ends with the process, however that ends.
+
+    Args:
+        path: the lock file; made if need be, its folder must exist.
+        busy: the message when another process holds it; ``{holder}`` becomes its process id.
+
+    Raises:
+        WorkspaceError: another process holds the lock.
+    """
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise WorkspaceError(busy.format(holder=file.read().strip() or "unknown")) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def sync_folder(path: Path) -> None:
+    """Flush the entries of a folder to disk, so that a rename in it survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
