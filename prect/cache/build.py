@@ -233,6 +233,8 @@ def build(
                     on_outcome(outcome)
     finally:
         _write_manifests(report, workspace)
+    # Workers of a build that was killed may have lived until now, and left something since.
+    report.leftovers += len(clear_leftovers(workspace.dataset_cache(plan.dataset)))
     return report
 
 
