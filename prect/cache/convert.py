@@ -53,6 +53,8 @@ def convert(job: Job) -> CacheRow | QuarantineRow:
             harmonised = harmonise(volume, job.profile.harmonisation)
     except VolumeError as error:
         return quarantine(job, error.code, error.reason)
+    except OSError as error:  # a fault of the disk, which the next build tries again
+        return quarantine(job, "file.unreadable", f"cannot be read: {error.strerror or error}")
     except Exception as error:  # one odd file must not end the build of 160,000
         return quarantine(job, "build.unexpected", f"{type(error).__name__}: {error}")
     _write(job, volume, harmonised)

@@ -63,7 +63,10 @@ def directions_of(affine: Affine) -> NDArray[np.float64]:
 
 def shear_of(affine: Affine) -> float:
     """Largest cosine between two index axes; 0 for a rotation, 0.32 for a tilt of 18.5 degrees."""
-    directions = directions_of(affine)
+    return _largest_cosine(directions_of(affine))
+
+
+def _largest_cosine(directions: NDArray[np.float64]) -> float:
     return float(np.abs(directions.T @ directions - np.eye(3)).max())
 
 
@@ -88,7 +91,7 @@ def clean_affine(affine: Affine) -> Affine:
         )
     spacing = spacing_of(affine)
     directions = np.round(directions_of(affine), _COSINE_DECIMALS)
-    if np.abs(directions.T @ directions - np.eye(3)).max() <= SNAPPED_SHEAR:
+    if _largest_cosine(directions) <= SNAPPED_SHEAR:
         left, _, right = np.linalg.svd(directions)
         directions = left @ right
     cleaned = np.eye(4)

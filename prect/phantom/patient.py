@@ -44,9 +44,8 @@ VARIABLE_ORGANS = (
 
 # Height of the point of the reference trunk that the pose turns about, mm above the pelvic floor.
 PIVOT_HEIGHT = 320.0
-# Half width and half depth of the reference trunk at its widest, without fat, mm.
+# Half width of the reference trunk at its widest, without fat, mm.
 REFERENCE_HALF_WIDTH = 160.0
-REFERENCE_HALF_DEPTH = 103.0
 
 
 class Stream(enum.IntEnum):

@@ -308,3 +308,22 @@ def test_the_cache_manifest_holds_no_file_name(phantom_built: Built) -> None:
         assert "PHANTOM" not in attributes
     sources = read_sources(phantom_built.workspace.sources("phantoms"))
     assert any("case_000" in row.source for row in sources)
+
+
+def test_a_read_error_is_a_fault_of_the_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, _ = ingested(tmp_path, "a")
+    (job,) = make_plan("d", workspace, PROFILE).todo
+
+    def fail(_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("prect.cache.convert._decode", fail)
+    outcome = convert(job)
+    assert isinstance(outcome, QuarantineRow)
+    assert (outcome.code, outcome.reason) == (
+        "file.unreadable",
+        "cannot be read: Input/output error",
+    )
+    assert not job.store.exists()
