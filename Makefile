@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PRECT := $(BIN)/prect
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-slow lint format docs clean
+.PHONY: help setup demo test test-slow lint format docs benchmark-harmonise benchmark-ingest clean
 
 help:
 	@echo "make setup   virtual environment with prect and everything it needs"
@@ -14,6 +14,8 @@ help:
 	@echo "make test    the test suite"
 	@echo "make lint    ruff and mypy"
 	@echo "make docs    write the generated pages of docs/ again"
+	@echo "make benchmark-harmonise   harmonisation against MONAI's chain, one core"
+	@echo "make benchmark-ingest      ingest of 1,000, 10,000 and 100,000 series (half an hour)"
 
 setup: $(STAMP)
 
@@ -57,6 +59,13 @@ format: setup
 
 docs: setup
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/generate_checks.py
+
+benchmark-harmonise: setup
+	$(BIN)/python benchmarks/harmonise.py
+
+benchmark-ingest: setup
+	$(BIN)/python benchmarks/ingest_scale.py
 
 clean:
 	rm -rf $(VENV) $(DEMO) *.egg-info

@@ -10,6 +10,7 @@
     ├── StoreError       (ValueError)    a store is missing, damaged or of another version
     │   ├── StoreVersionError            a store is of a format version of another release
     │   └── ChunkError                   one chunk is missing or damaged; says which
+    ├── ClusterError     (RuntimeError)  no Dask scheduler or worker can be reached
     ├── BuildError       (RuntimeError)  the build engine itself failed
     ├── CheckpointError  (ValueError)    a weight file is missing, foreign or damaged
     └── TrainingError    (RuntimeError)  a run cannot start or go on
@@ -91,6 +92,10 @@ class ChunkError(StoreError):
         type[ChunkError], tuple[str, int, tuple[int, int, int] | None, str], dict[str, object]
     ]:
         return type(self), (self.case, self.level, self.chunk, self.detail), self.__dict__
+
+
+class ClusterError(PrectError, RuntimeError):
+    """A Dask scheduler cannot be reached, or has no workers."""
 
 
 class BuildError(PrectError, RuntimeError):

@@ -12,19 +12,20 @@ from prect.errors import WorkspaceError
 
 
 @contextmanager
-def locked(path: Path, busy: str) -> Iterator[None]:
+def locked(path: Path, busy: str, *, wait: bool = False) -> Iterator[None]:
     """Hold an exclusive lock (flock) on a file; it ends with the process, however that ends.
 
     Args:
         path: the lock file; made if need be, its folder must exist.
         busy: the message when another process holds it; ``{holder}`` becomes its process id.
+        wait: wait until it is free, instead.
 
     Raises:
-        WorkspaceError: another process holds the lock.
+        WorkspaceError: another process holds the lock, and ``wait`` is false.
     """
     with path.open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             file.seek(0)
             raise WorkspaceError(busy.format(holder=file.read().strip() or "unknown")) from None

@@ -3,6 +3,10 @@
 ::
 
     manifests/<dataset>/sources.parquet      one row a candidate volume
+    manifests/<dataset>/card.yaml            the card and its limits, as ingest used them
+    manifests/<dataset>/history.jsonl        every ingest, and every row that it took away
+    manifests/<dataset>/journal/             rows of an ingest that has not ended yet
+    manifests/excluded-benchmarks.json       test sets that are kept out of pre-training
     manifests/<dataset>/quarantine.parquet   volumes that were accepted but could not be built
     manifests/<dataset>/cache.parquet        one row a stored volume
     cache/<dataset>/<case>.ome.zarr/         the store of one volume
@@ -62,6 +66,19 @@ class Workspace:
     def sources(self, dataset: str) -> Path:
         return self.manifests / check_name(dataset, "dataset") / "sources.parquet"
 
+    def card(self, dataset: str) -> Path:
+        return self.sources(dataset).with_name("card.yaml")
+
+    def history(self, dataset: str) -> Path:
+        return self.sources(dataset).with_name("history.jsonl")
+
+    def journal(self, dataset: str) -> Path:
+        return self.sources(dataset).with_name("journal")
+
+    @property
+    def excluded_benchmarks(self) -> Path:
+        return self.manifests / "excluded-benchmarks.json"
+
     def quarantine(self, dataset: str) -> Path:
         return self.manifests / check_name(dataset, "dataset") / "quarantine.parquet"
 
@@ -87,6 +104,11 @@ class Workspace:
         if not self.manifests.is_dir():
             return []
         return sorted(p.parent.name for p in self.manifests.glob("*/sources.parquet"))
+
+    @property
+    def has_salt(self) -> bool:
+        """Whether ids have been hashed in this workspace before."""
+        return (self.root / "salt").exists()
 
     def salt(self, wanted: str | None = None) -> str:
         """The workspace's salt; made at random, or from ``wanted``, when there is none yet.
@@ -122,15 +144,19 @@ class Workspace:
         finally:
             temporary.unlink()
 
-    def lock(self, purpose: str) -> AbstractContextManager[None]:
+    def lock(self, purpose: str, *, wait: bool = False) -> AbstractContextManager[None]:
         """Hold the workspace for one writer of a kind; released when the process ends.
 
+        Args:
+            purpose: kind of writer.
+            wait: wait for the holder to end, for work that takes seconds.
+
         Raises:
-            WorkspaceError: another process holds the lock.
+            WorkspaceError: another process holds the lock, and ``wait`` is false.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         busy = (
             f"{purpose} is already running on {self.root} (process {{holder}}); "
             "wait for it to end, or use another workspace"
         )
-        return locked(self.root / f".{purpose}.lock", busy)
+        return locked(self.root / f".{purpose}.lock", busy, wait=wait)

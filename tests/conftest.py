@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from prect.cache.build import Report, build, cluster, make_plan
+from prect.cache.build import Report, build, make_plan
 from prect.cache.profile import load_profile
+from prect.cluster import cluster
 from prect.ingest.survey import Survey, survey
 from prect.manifests.sources import SourceRow, read_sources
 from prect.phantom import generate

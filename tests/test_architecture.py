@@ -17,11 +17,12 @@ ALLOWED: dict[str, set[str]] = {
     "prect.__main__": {"prect.cli"},
     "prect.phantom": set(),
     "prect.manifests": set(),
-    "prect.ingest": {"prect.manifests"},
+    "prect.cluster": set(),
+    "prect.ingest": {"prect.manifests", "prect.cluster"},
     "prect.cache.format": set(),
     "prect.cache.reader": {"prect.manifests", "prect.cache.format"},
     "prect.cache.writer": {"prect.manifests", "prect.cache.format"},
-    "prect.cache": {"prect.manifests", "prect.ingest"},
+    "prect.cache": {"prect.manifests", "prect.ingest", "prect.cluster"},
     "prect.train": {"prect.manifests", "prect.cache.reader", "prect.cache.format"},
 }
 HEAVY = {"torch", "monai", "dask", "distributed", "SimpleITK", "zarr", "matplotlib", "pyarrow"}

@@ -7,24 +7,19 @@ and the stores' attributes and ends.
 
 from __future__ import annotations
 
-import logging
-import signal
-import threading
-from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import dask
-from distributed import Client, Future, LocalCluster, as_completed
-from distributed.scheduler import KilledWorker
+from distributed import Client
 
 from prect.cache.convert import Job, convert, is_current, quarantine, stored_row
 from prect.cache.profile import Profile
 from prect.cache.writer import clear_leftovers
+from prect.cluster import run_bounded
 from prect.errors import BuildError, ManifestError, WorkspaceError
+from prect.manifests.cards import load_card
 from prect.manifests.sources import SourceRow, Verdict, read_sources
 from prect.manifests.stores import (
     CacheRow,
@@ -35,12 +30,6 @@ from prect.manifests.stores import (
 )
 from prect.workspace import Workspace
 
-_JOBS_AHEAD = 2
-"""Jobs in the scheduler for each worker: one at work, one waiting."""
-_DEATHS_ALLOWED = 1
-"""A volume whose worker dies is tried once more."""
-_WORKERS_WITHIN = 60
-"""Seconds that an existing scheduler may take to have its first worker."""
 _MANIFEST_EVERY = 500
 """Volumes after which the manifests are written in mid-build."""
 
@@ -120,12 +109,13 @@ def make_plan(dataset: str, workspace: Workspace, profile: Profile, *, retry: bo
             f"run: prect ingest {dataset} --source DIR"
         )
     rows = read_sources(path)
+    limits = load_card(workspace.card(dataset)).limits
     failed = {row.case: row for row in read_quarantine(workspace.quarantine(dataset))}
     current, todo, quarantined, stale = [], [], [], 0
     for row in rows:
         if not Verdict(row.verdict).usable:
             continue
-        job = Job(row, profile, workspace.store(dataset, row.case))
+        job = Job(row, profile, workspace.store(dataset, row.case), limits)
         before = failed.get(row.case)
         if is_current(job):
             current.append(job)
@@ -148,55 +138,6 @@ def _stays(before: QuarantineRow, row: SourceRow, profile: Profile) -> bool:
     if before.code in _PASSING_CODES:
         return False
     return (before.source_digest, before.profile) == (row.source_digest, profile.digest)
-
-
-@contextmanager
-def cluster(workers: int, scheduler: str | None = None) -> Iterator[Client]:
-    """A Dask client: ``workers`` local processes of one thread, or an existing scheduler.
-
-    Raises:
-        BuildError: the scheduler cannot be reached.
-    """
-    if scheduler is not None:
-        try:
-            client = Client(scheduler, timeout="10s")
-        except (OSError, TimeoutError, ValueError) as error:
-            raise BuildError(f"no Dask scheduler answers at {scheduler}: {error}") from error
-        with client:
-            try:
-                client.wait_for_workers(1, timeout=_WORKERS_WITHIN)
-            except TimeoutError:
-                raise BuildError(
-                    f"the scheduler at {scheduler} has had no worker for {_WORKERS_WITHIN} seconds"
-                ) from None
-            yield client
-        return
-    settings = {
-        "distributed.scheduler.allowed-failures": _DEATHS_ALLOWED,
-        # A volume is one task: moving it between workers gains nothing.
-        "distributed.scheduler.work-stealing": False,
-    }
-    with dask.config.set(settings), _local(workers) as local, Client(local) as client:
-        yield client
-
-
-def _local(workers: int) -> LocalCluster:
-    # Ctrl-C reaches every process of the terminal; workers leave it to the driver, which
-    # lets them go in order. They inherit what is ignored while they start.
-    in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
-    try:
-        return LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            memory_limit=None,
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-        )
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGINT, before)
 
 
 def build(
@@ -245,30 +186,16 @@ def _write_manifests(report: Report, workspace: Workspace) -> None:
 
 
 def _run(jobs: tuple[Job, ...], client: Client) -> Iterator[Outcome]:
-    """Submit jobs as workers become free; yield each outcome as it is there."""
-    waiting = deque(jobs)
-    running: dict[Future[Outcome], Job] = {}
-    completed = as_completed()
-
-    def submit() -> None:
-        # Clusters grow and shrink, so the number of workers is asked for each time.
-        ahead = _JOBS_AHEAD * max(1, sum(client.nthreads().values()))
-        while waiting and len(running) < ahead:
-            job = waiting.popleft()
-            future = client.submit(convert, job, pure=False)
-            running[future] = job
-            completed.add(future)
-
-    submit()
-    for future in completed:
-        job = running.pop(future)
-        try:
-            outcome: Outcome = future.result()
-        except KilledWorker:
-            outcome = quarantine(
-                job,
-                "build.worker_died",
-                "the worker died more than once on this volume, memory may be short",
-            )
-        submit()
-        yield outcome
+    """The outcome of each job as it is there."""
+    lost: list[Job] = []
+    for job, outcome in run_bounded(client, convert, jobs):
+        if outcome is None:
+            lost.append(job)
+        else:
+            yield outcome
+    for job, outcome in run_bounded(client, convert, lost, at_once=1):
+        yield outcome or quarantine(
+            job,
+            "build.worker_died",
+            "the worker died more than once on this volume, memory may be short",
+        )

@@ -15,11 +15,13 @@ from prect.cache.profile import Profile
 from prect.cache.reader import StoreReader
 from prect.cache.writer import StoreWriter, store_bytes
 from prect.errors import StoreError, StoreVersionError, VolumeError
-from prect.ingest.checks import check_voxels
+from prect.ingest.checks import voxel_findings
+from prect.ingest.findings import first_rejection
 from prect.ingest.harmonise import Harmonised, harmonise
 from prect.ingest.readers import READERS
-from prect.ingest.settings import Limits
+from prect.ingest.rescale import rescaled
 from prect.ingest.volume import Volume, orientation_of, spacing_of
+from prect.manifests.limits import Limits
 from prect.manifests.sources import SourceRow
 from prect.manifests.stores import CacheRow, QuarantineRow
 
@@ -33,6 +35,8 @@ class Job:
     source: SourceRow
     profile: Profile
     store: Path
+    limits: Limits
+    """Those that ingest judged the volume by."""
 
 
 def convert(job: Job) -> CacheRow | QuarantineRow:
@@ -46,17 +50,19 @@ def convert(job: Job) -> CacheRow | QuarantineRow:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            volume = _decode(source)
-            finding = check_voxels(volume.voxels, Limits())
+            volume = _decode(source, job.limits)
+            finding = first_rejection(voxel_findings(volume, job.limits))
             if finding is not None:
                 raise VolumeError(finding.code, finding.reason)
             harmonised = harmonise(volume, job.profile.harmonisation)
     except VolumeError as error:
         return quarantine(job, error.code, error.reason)
     except OSError as error:  # a fault of the disk, which the next build tries again
-        return quarantine(job, "file.unreadable", f"cannot be read: {error.strerror or error}")
+        reason = f"cannot be read: {error.strerror or type(error).__name__}"
+        return quarantine(job, "file.unreadable", reason)
     except Exception as error:  # one odd file must not end the build of 160,000
-        return quarantine(job, "build.unexpected", f"{type(error).__name__}: {error}")
+        # A library's message may quote the header or a path, so only its kind is told.
+        return quarantine(job, "build.unexpected", f"it fails with {type(error).__name__}")
     _write(job, volume, harmonised)
     return stored_row(job.store)
 
@@ -119,17 +125,17 @@ def is_current(job: Job) -> bool:
     )
 
 
-def _decode(source: SourceRow) -> Volume:
+def _decode(source: SourceRow, limits: Limits) -> Volume:
     base = Path(source.root) / source.source
     paths = tuple(base / member for member in source.members) or (base,)
     for path in paths:
         if not path.is_file():
             raise VolumeError("file.missing", "a file that ingest saw is no longer there")
     reader = READERS[source.format]
-    header = reader.read_header(paths, Limits())
-    if reader.digest(header) != source.source_digest:
+    volume = reader.read(reader.read_header(paths, limits))
+    if volume.source_digest != source.source_digest:
         raise VolumeError("file.changed", "the content is not what ingest saw; ingest again")
-    return reader.read(header)
+    return rescaled(volume, source.slope, source.intercept)
 
 
 def _write(job: Job, volume: Volume, harmonised: Harmonised) -> None:

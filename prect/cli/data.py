@@ -1,9 +1,9 @@
-"""Commands that find, judge and store volumes: phantom, ingest, build-cache, status."""
+"""Commands that make, store and count volumes: phantom, build-cache, status."""
 
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,9 +28,7 @@ from prect.cli.console import (
 
 if TYPE_CHECKING:
     from prect.cache.build import Plan, Report
-    from prect.ingest.survey import Survey
     from prect.phantom import CaseRecord
-    from prect.workspace import Workspace
 
 
 class Size(StrEnum):
@@ -103,78 +101,6 @@ def phantom(
         console.print(f"{len(written)} cases in {directory}; the truth about them in {table}")
 
 
-def ingest(
-    dataset: Annotated[str, typer.Argument(help="Name of the data set in the workspace.")],
-    source: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder with NIfTI, MetaImage, NRRD or DICOM files.")
-    ],
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
-    salt: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Secret that case, patient and series ids are hashed with; made at random for "
-            "a new workspace. Give the same one to get the same ids elsewhere.",
-        ),
-    ] = None,
-    replace: Annotated[
-        bool,
-        typer.Option(
-            "--replace", help="Allow a manifest that holds none of the volumes of the one before."
-        ),
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge, but write nothing.")] = False,
-    strict: StrictOption = False,
-    json: JsonOption = False,
-) -> None:
-    """Find and judge every volume under a folder; write the source manifest."""
-    from prect.ingest.survey import survey
-    from prect.workspace import Workspace, check_name
-
-    place = Workspace(workspace)
-    with (
-        interruptible("nothing was written, start it again"),
-        nullcontext() if dry_run else place.lock(f"ingest-{check_name(dataset, 'dataset')}"),
-        progress_bar("volume", quiet=json) as progress,
-    ):
-        task = progress.add_task(f"ingest {dataset}", total=None)
-        found = survey(
-            dataset,
-            source,
-            place,
-            salt=salt,
-            write=not dry_run,
-            replace_all=replace,
-            on_row=lambda _: progress.advance(task),
-        )
-        progress.update(task, total=len(found.rows))
-    if json:
-        emit_json({**found.summary(), "manifest": None if dry_run else str(place.sources(dataset))})
-    else:
-        _print_survey(found, place, dry_run=dry_run)
-    usable = sum(row.verdict in ("accepted", "warned") for row in found.rows)
-    if strict and usable < len(found.rows):
-        raise typer.Exit(ExitCode.QUARANTINED)
-
-
-def _print_survey(found: Survey, workspace: Workspace, *, dry_run: bool) -> None:
-    from prect.manifests.sources import code_examples, count_codes, count_verdicts
-
-    verdicts = {name: n for name, n in count_verdicts(found.rows).items() if n}
-    console.print(count_table(f"{found.dataset}: verdicts", verdicts, "verdict"))
-    codes = count_codes(found.rows)
-    if codes:
-        examples = code_examples(found.rows)
-        console.print(count_table("not usable, by reason", codes, "code", examples))
-    if found.other_files:
-        others = ", ".join(f"{n} {suffix}" for suffix, n in found.other_files.items())
-        console.print(f"other files, no images: {others}")
-    if not found.rows:
-        console.print(f"no candidate volume was found under {found.root}")
-    where = "nothing was written (dry run)" if dry_run else str(workspace.sources(found.dataset))
-    console.print(f"{len(found.rows)} candidates; {where}")
-
-
 def build_cache(
     datasets: Annotated[
         list[str] | None,
@@ -199,8 +125,9 @@ def build_cache(
     json: JsonOption = False,
 ) -> None:
     """Convert every accepted volume into a chunked store; what is stored already stays."""
-    from prect.cache.build import build, cluster, make_plan
+    from prect.cache.build import build, make_plan
     from prect.cache.profile import load_profile
+    from prect.cluster import cluster
     from prect.errors import ManifestError
     from prect.workspace import Workspace
 

@@ -1,193 +1,305 @@
-"""Finding candidate volumes under a folder, one folder at a time.
+"""Finding what may be a CT volume under a folder, one folder at a time.
 
-Nothing is kept from folder to folder, so that a tree of millions of files needs no more
-memory than its largest folder. DICOM files are grouped within their folder, by series
-and then by what all slices of a volume share.
+Nothing is opened here and nothing is kept from folder to folder, so that a tree of
+millions of files needs no more memory than its largest folder. Files are told by their
+names; what a DICOM file is shows itself when its header is read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
-from prect.errors import VolumeError, WorkspaceError
-from prect.ingest.readers.dicom import Slice, read_slice
+from prect.errors import WorkspaceError
+from prect.ingest.readers import DETACHED, FORMAT_OF, READERS
+from prect.manifests.cards import Card, Sort
+from prect.manifests.lists import ListEntry, locate
 
-_SUFFIXES = {
-    ".nii": "nifti",
-    ".nii.gz": "nifti",
-    ".mha": "metaimage",
-    ".mhd": "metaimage",
-    ".nrrd": "nrrd",
-    ".nhdr": "nrrd",
-}
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst", ".7z", ".rar")
+_NO_IMAGES = re.compile(
+    r"\.(raw|zraw|img|json|txt|csv|tsv|xlsx?|xml|html?|md|pdf|docx?|py|ipynb|sh|ya?ml|toml|log|png|"
+    r"jpe?g|gif|bmp|tiff?|svg|mp4|pth?|pkl|pickle|np[yz]|h5|hdf5|mat|parquet|db|sqlite|ds_store|"
+    r"tmp|part|crdownload|bvec|bval|stl|obj|vt[kp]|ply)"
+)
+"""Suffixes of files that hold no CT volume in any format read here; they are only counted."""
+_NOT_ENTERED = "cache"
+"""Folders of this name hold pickles that other pipelines write beside the data."""
 UNREADABLE = {
     "archive": ("file.archive", "an archive; unpack it and ingest again"),
     "folder": ("file.unreadable_folder", "the folder cannot be listed"),
     "link": ("file.broken_link", "a symbolic link that leads nowhere"),
-    "unreadable": ("file.unreadable", "the file cannot be read"),
-    "damaged": ("dicom.damaged_header", "a DICOM file whose header is damaged"),
     "pair": ("nifti.pair", "a NIfTI or Analyze pair of .hdr and .img; convert it to .nii"),
+    "missing": ("list.missing", "the list names it, and it is not there"),
 }
-"""Reason code and sentence of each kind of candidate that no reader takes."""
-_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima", "")
-"""Names whose content may be DICOM without the magic word of part 10."""
+"""Reason code and sentence of each kind of item that no reader takes."""
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """What may be one CT volume."""
+class Item:
+    """What is looked at as one: an image file, or the files of a folder that may be DICOM."""
 
-    format: str
-    """A key of `prect.ingest.readers.READERS`; else why there is none: a key of `UNREADABLE`."""
-    source: str
-    """Path of the file, or of the folder that holds the series, relative to the root."""
-    members: tuple[str, ...] = ()
-    """DICOM: file names inside ``source``; empty when ``source`` is the only file."""
-    slices: tuple[Slice, ...] = field(default=(), compare=False, repr=False)
-    """DICOM: the headers, already read."""
-    stack: int = 0
-    """DICOM: number among the volumes of the folder that differ in orientation alone."""
-    incomplete: bool = False
-    """DICOM: a file of the same folder could not be read, so slices may be missing."""
+    key: str
+    """Path relative to the root; that of a folder of DICOM files ends with a slash."""
+    kind: str
+    """``dicom``, a key of `prect.ingest.readers.READERS` or of `UNREADABLE`."""
+    names: tuple[str, ...] = ()
+    """DICOM: the files inside the folder."""
+    bytes: int = 0
+    state: str = ""
+    """Digest of names, sizes and times; equal when nothing was changed."""
+    split: str = ""
+    """Split of the list that names it."""
 
-    def paths(self, root: Path) -> tuple[Path, ...]:
-        """The files of the candidate."""
-        base = root / self.source
-        return tuple(base / member for member in self.members) or (base,)
+
+@dataclass
+class Passed:
+    """Files that are no candidates, counted so that nothing is silently skipped."""
+
+    other_files: Counter[str] = field(default_factory=Counter)
+    """Files that are no image, by suffix."""
+    labels: int = 0
+    """Images that the card calls labels or segmentations."""
+    unlisted: Counter[str] = field(default_factory=Counter)
+    """Images outside the patterns of the card, by folder."""
+    skipped_folders: list[str] = field(default_factory=list)
+    """Folders that were not entered."""
 
 
 class Discovery:
-    """Walks a tree and yields candidates; counts what it passed over.
+    """Walks a tree and yields items; counts what it passed over.
 
     Args:
         root: folder to search; symbolic links are followed, each folder is entered once.
+        card: says which files are images.
         excluded: folder not to enter: prect's own workspace.
 
     Raises:
         WorkspaceError: ``root`` is not a folder.
     """
 
-    def __init__(self, root: Path, excluded: Path | None = None) -> None:
+    def __init__(self, root: Path, card: Card, excluded: Path | None = None) -> None:
         if not root.is_dir():
             raise WorkspaceError(f"{root} is not a folder; --source must name one that exists")
         self.root = root
+        self.card = card
         self.excluded = excluded
-        self.other_files: Counter[str] = Counter()
-        """Files that are no image, by suffix."""
+        self.passed = Passed()
 
-    def __iter__(self) -> Iterator[Candidate]:
+    def __iter__(self) -> Iterator[Item]:
+        # Strings, not paths: joining a Path costs as much as asking the system for its status.
+        root, excluded = str(self.root), str(self.excluded)
         seen: set[tuple[int, int]] = set()
-        stack = [self.root]
+        stack = [""]
         while stack:
             folder = stack.pop()
+            path = _join(root, folder) if folder else root
             try:
-                status = folder.stat()
-                entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+                status = os.stat(path)  # noqa: PTH116
+                with os.scandir(path) as entries:
+                    listing = _Listing.of(sorted(entries, key=lambda entry: entry.name))
             except OSError:
-                yield Candidate("folder", self._relative(folder))
+                yield Item(_key(folder), "folder")
                 continue
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
-            folders, files, broken = _sorted_out(entries)
-            stack.extend(path for path in reversed(folders) if path != self.excluded)
-            for path in broken:
-                yield Candidate("link", self._relative(path))
-            yield from self._candidates(folder, files)
+            for name in reversed(listing.folders):
+                inner = _join(folder, name)
+                if name == _NOT_ENTERED:
+                    self.passed.skipped_folders.append(inner)
+                elif _join(root, inner) != excluded:
+                    stack.append(inner)
+            yield from (Item(_join(folder, name), "link") for name in listing.broken)
+            yield from self.items_of(folder, listing)
 
-    def _candidates(self, folder: Path, files: list[Path]) -> Iterator[Candidate]:
-        slices: list[Slice] = []
-        incomplete = False
-        for path in files:
-            suffix = _suffix(path)
-            kind = _SUFFIXES.get(suffix) or _kind_by_name(path, suffix)
-            if kind is None:
-                try:
-                    found = _dicom_slice(path, suffix)
-                except (VolumeError, OSError) as error:
-                    kind = "damaged" if isinstance(error, VolumeError) else "unreadable"
-                    incomplete = True
-                else:
-                    if found is None:
-                        self.other_files[suffix or path.name] += 1
-                    else:
-                        slices.append(found)
-            if kind is not None:
-                yield Candidate(kind, self._relative(path))
-        for stacks in _volumes(slices):
-            for number, stack in enumerate(stacks):
-                alone = len(stack) == 1
-                yield Candidate(
-                    "dicom",
-                    self._relative(stack[0].path if alone else folder),
-                    () if alone else tuple(part.path.name for part in stack),
-                    tuple(stack),
-                    number,
-                    incomplete,
-                )
+    def items_of(self, folder: str, listing: _Listing) -> Iterator[Item]:
+        """The items of one folder that has been listed."""
+        rest: list[_File] = []
+        for file in listing.files:
+            suffix = _suffix(file.name)
+            kind = FORMAT_OF.get(suffix) or _kind_by_name(file.name, suffix, listing)
+            key = _join(folder, file.name)
+            if file.name.startswith("._"):
+                self.passed.other_files["._*"] += 1  # what macOS leaves beside copied files
+            elif kind is not None and kind in READERS:
+                if self._wanted(key, folder):
+                    parts = listing.files if suffix in DETACHED else [file]
+                    yield Item(key, kind, bytes=file.bytes, state=_state(parts))
+            elif kind is not None:
+                yield Item(key, kind, state=_state([file]))
+            elif _NO_IMAGES.fullmatch(suffix):
+                self.passed.other_files[suffix] += 1
+            else:
+                rest.append(file)
+        if rest:
+            yield from self._dicom(folder, rest)
 
-    def _relative(self, path: Path) -> str:
-        return path.relative_to(self.root).as_posix()
+    def _wanted(self, key: str, folder: str) -> bool:
+        sort = self.card.sort_of(key)
+        if sort is Sort.LABEL:
+            self.passed.labels += 1
+        elif sort is Sort.UNLISTED:
+            self.passed.unlisted[_key(folder)] += 1
+        return sort in (Sort.IMAGE, Sort.EXCLUDED)
 
-
-def _sorted_out(
-    entries: list[os.DirEntry[str]],
-) -> tuple[list[Path], list[Path], list[Path]]:
-    """Folders, files, and links that lead nowhere."""
-    folders, files, broken = [], [], []
-    for entry in entries:
-        path = Path(entry.path)
-        try:
-            if entry.is_dir():
-                folders.append(path)
-            elif entry.is_file():
-                files.append(path)
-            elif entry.is_symlink():
-                broken.append(path)
-        except OSError:  # a link that leads to itself
-            broken.append(path)
-    return folders, files, broken
+    def _dicom(self, folder: str, files: list[_File]) -> Iterator[Item]:
+        if not self.card.takes_dicom:
+            # Without DICOM in the card these are files of unknown kind, as suffixes are.
+            for file in files:
+                self.passed.other_files[_suffix(file.name) or file.name] += 1
+            return
+        yield Item(
+            _key(folder),
+            "dicom",
+            tuple(file.name for file in files),
+            sum(file.bytes for file in files),
+            _state(files),
+        )
 
 
-def _volumes(slices: list[Slice]) -> Iterable[list[list[Slice]]]:
-    """Slices by what a volume shares, and in there by stacks of parallel ones."""
-    groups: dict[tuple[object, ...], list[list[Slice]]] = {}
-    for part in slices:
-        stacks = groups.setdefault(part.group, [])
-        for stack in stacks:
-            if part.parallel_to(stack[0]):
-                stack.append(part)
-                break
-        else:
-            stacks.append([part])
-    return groups.values()
+@dataclass(frozen=True)
+class _File:
+    name: str
+    bytes: int
+    mtime_ns: int
 
 
-def _kind_by_name(path: Path, suffix: str) -> str | None:
+@dataclass
+class _Listing:
+    """What a folder holds, by name."""
+
+    folders: list[str] = field(default_factory=list)
+    files: list[_File] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    """Symbolic links that lead nowhere."""
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Names of the files."""
+        return frozenset(file.name for file in self.files)
+
+    @classmethod
+    def of(cls, entries: Iterable[os.DirEntry[str]]) -> _Listing:
+        listing = cls()
+        for entry in entries:
+            try:
+                if entry.is_dir():
+                    listing.folders.append(entry.name)
+                elif entry.is_file():
+                    status = entry.stat()
+                    listing.files.append(_File(entry.name, status.st_size, status.st_mtime_ns))
+                elif entry.is_symlink():
+                    listing.broken.append(entry.name)
+            except OSError:  # a link that leads to itself
+                listing.broken.append(entry.name)
+        return listing
+
+
+def item_at(root: Path, card: Card, key: str) -> Item | None:
+    """The item of that key as it is now; ``None`` when it is gone."""
+    folder = key.rstrip("/") if key.endswith("/") else key.rpartition("/")[0]
+    folder = "" if folder == "." else folder
+    try:
+        with os.scandir(root / folder) as entries:
+            listing = _Listing.of(sorted(entries, key=lambda entry: entry.name))
+    except OSError:
+        return None
+    found = Discovery(root, card).items_of(folder, listing)
+    links = (Item(_join(folder, name), "link") for name in listing.broken)
+    return next((item for item in (*found, *links) if item.key == key), None)
+
+
+class ListedItems:
+    """The items that a list of volumes names, and no others.
+
+    Args:
+        root: folder that the paths are relative to.
+        card: finds the file of a bare case name.
+        entries: from `prect.manifests.lists.read_list`.
+        list_folder: folder of the list; paths may be relative to it, too.
+    """
+
+    def __init__(
+        self, root: Path, card: Card, entries: Iterable[ListEntry], list_folder: Path
+    ) -> None:
+        self.root = root
+        self.card = card
+        self.entries = tuple(entries)
+        self.list_folder = list_folder
+        self.passed = Passed()
+
+    def __iter__(self) -> Iterator[Item]:
+        for entry in self.entries:
+            path = locate(entry, self.root, self.list_folder, self.card)
+            if path is None or not path.is_relative_to(self.root):
+                yield Item(entry.path, "missing", split=entry.split)
+            elif path.is_dir():
+                yield self._folder(path, entry.split)
+            else:
+                yield self._file(path, entry.split)
+
+    def _file(self, path: Path, split: str) -> Item:
+        key = path.relative_to(self.root).as_posix()
+        suffix = _suffix(path.name)
+        beside = path.parent.iterdir() if suffix in DETACHED else [path]
+        files = [_file(other) for other in sorted(beside) if other.is_file()]
+        kind = FORMAT_OF.get(suffix)
+        if kind is None:
+            folder, _, name = key.rpartition("/")
+            return Item(_key(folder), "dicom", (name,), files[0].bytes, _state(files), split)
+        return Item(key, kind, bytes=path.stat().st_size, state=_state(files), split=split)
+
+    def _folder(self, path: Path, split: str) -> Item:
+        files = [_file(other) for other in sorted(path.iterdir()) if other.is_file()]
+        return Item(
+            _key(path.relative_to(self.root).as_posix()),
+            "dicom",
+            tuple(file.name for file in files),
+            sum(file.bytes for file in files),
+            _state(files),
+            split,
+        )
+
+
+def _file(path: Path) -> _File:
+    status = path.stat()
+    return _File(path.name, status.st_size, status.st_mtime_ns)
+
+
+def _state(files: Iterable[_File]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for file in files:
+        digest.update(os.fsencode(f"{file.name}\x1f{file.bytes}\x1f{file.mtime_ns}\x1e"))
+    return digest.hexdigest()
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def _key(folder: str) -> str:
+    """The key of a folder; the root's own is ``./``."""
+    return f"{folder or '.'}/"
+
+
+def _kind_by_name(name: str, suffix: str, listing: _Listing) -> str | None:
     if suffix in _ARCHIVES:
         return "archive"
-    if suffix == ".hdr" and path.with_suffix(".img").exists():
-        return "pair"
+    if suffix == ".hdr":
+        return "pair" if name[: -len(".hdr")] + ".img" in listing.names else None
     return None
 
 
-def _suffix(path: Path) -> str:
-    name = path.name.lower()
+def _suffix(name: str) -> str:
+    lower = name.lower()
     for compound in (".nii.gz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst"):
-        if name.endswith(compound):
+        if lower.endswith(compound):
             return compound
-    return path.suffix.lower()
-
-
-def _dicom_slice(path: Path, suffix: str) -> Slice | None:
-    """The header when the content is DICOM, whatever the name says."""
-    with path.open("rb") as file:
-        start = file.read(132)
-    if start[128:] == b"DICM" or suffix in _DICOM_SUFFIXES or suffix[1:].isdigit():
-        return read_slice(path)
-    return None
+    stem, dot, suffix = lower.rpartition(".")
+    return dot + suffix if stem or lower == ".ds_store" else ""

@@ -2,226 +2,338 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
+from time import monotonic
 
-from prect.errors import ManifestError, VolumeError
-from prect.ingest.checks import check_geometry, check_voxels
-from prect.ingest.discover import UNREADABLE, Candidate, Discovery
-from prect.ingest.readers import READERS, Header
-from prect.ingest.readers.base import finite
-from prect.ingest.readers.dicom import DicomReader
-from prect.ingest.settings import Limits
-from prect.ingest.volume import orientation_of, spacing_of
+import numpy as np
+import pyarrow as pa
+from distributed import Client
+
+from prect.cluster import Workers, run_bounded
+from prect.errors import ManifestError
+from prect.ingest.discover import UNREADABLE, Discovery, Item, ListedItems, Passed
+from prect.ingest.earlier import Earlier, Journal, Known, newest_first
+from prect.ingest.judge import Judge
+from prect.ingest.readers import READERS
+from prect.manifests.cards import Card, generic_card
+from prect.manifests.commit import commit, record, resolved
+from prect.manifests.lists import read_list
 from prect.manifests.sources import (
+    SOURCES_SCHEMA,
     SourceRow,
-    Verdict,
     count_codes,
     count_verdicts,
-    read_sources,
-    write_sources,
+    read_source_table,
+    to_rows,
+    to_table,
+    usable,
 )
 from prect.workspace import Workspace, check_name
+
+_BATCH_BYTES = 64_000_000
+_BATCH_FILES = 400
+"""A batch is what one worker takes at a time: a few seconds of work."""
 
 
 @dataclass(frozen=True)
 class Survey:
     """What ingest found in a folder."""
 
-    dataset: str
+    card: Card
     root: Path
-    rows: tuple[SourceRow, ...]
-    other_files: dict[str, int] = field(default_factory=dict)
-    """Files that are no image, by suffix; they have no row."""
+    table: pa.Table
+    """Of `SOURCES_SCHEMA`, with the verdicts in force."""
+    passed: Passed
+    """What was counted and is no candidate."""
+    kept: int
+    """Rows taken over from an earlier ingest, since their files are unchanged."""
+    removed: tuple[str, ...]
+    """Sources of the earlier manifest that are no longer found."""
+    seconds: float
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set in the workspace."""
+        return self.card.name
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether as many volumes are usable as the card expects."""
+        return self.card.is_expected(self.usable)
+
+    @property
+    def rows(self) -> list[SourceRow]:
+        """The rows as objects; for tests and small sets."""
+        return to_rows(self.table)
+
+    @property
+    def usable(self) -> int:
+        """Volumes that build-cache takes."""
+        return int(usable(self.table).sum())
 
     def summary(self) -> dict[str, object]:
         """Counts that add up: every candidate has one verdict."""
         return {
             "dataset": self.dataset,
             "source": str(self.root),
-            "candidates": len(self.rows),
-            "verdicts": count_verdicts(self.rows),
-            "codes": count_codes(self.rows),
-            "other_files": self.other_files,
+            "candidates": len(self.table),
+            "verdicts": count_verdicts(self.table),
+            "codes": count_codes(self.table),
+            "usable": self.usable,
+            "expected": self.card.expected,
+            "as_expected": self.as_expected,
+            "kept": self.kept,
+            "judged": len(self.table) - self.kept,
+            "removed": list(self.removed),
+            "labels": self.passed.labels,
+            "unlisted": self.passed.unlisted.total(),
+            "other_files": dict(self.passed.other_files.most_common()),
+            "skipped_folders": self.passed.skipped_folders,
+            "duration_s": round(self.seconds, 3),
         }
 
 
-_INCOMPLETE = (
-    "dicom.incomplete_folder",
-    "another DICOM file of the folder cannot be read; slices at the ends may be missing",
-)
+@dataclass(frozen=True)
+class _Batch:
+    """Items for one worker, and what is known of them where contents are to be compared."""
+
+    items: tuple[Item, ...]
+    known: tuple[tuple[Known, ...], ...]
 
 
-class Judge:
-    """Gives one candidate its row."""
-
-    def __init__(self, dataset: str, root: Path, salt: str, limits: Limits) -> None:
-        self.dataset = dataset
-        self.root = root
-        self.limits = limits
-        self._key = hashlib.blake2b(salt.encode()).digest()
-
-    def hashed(self, *parts: str) -> str:
-        """Salted BLAKE2b-64 of the parts, 16 hexadecimal digits."""
-        text = "\x1f".join(parts).encode("utf-8", "surrogateescape")
-        return hashlib.blake2b(text, key=self._key, digest_size=8).hexdigest()
-
-    def case_id(self, candidate: Candidate) -> str:
-        """Id of a case: stable while the file keeps its place under the root."""
-        group = ""
-        if candidate.slices:
-            group = repr((candidate.slices[0].group, candidate.stack))
-        return self.hashed("case", self.dataset, candidate.source, group)
-
-    def row(self, candidate: Candidate) -> SourceRow:
-        """Judge one candidate; never raises for what is wrong with its files."""
-        try:
-            with warnings.catch_warnings():
-                # Libraries warn of oddities on every file; the checks decide which of them matter.
-                warnings.simplefilter("ignore")
-                return self._usable_row(candidate)
-        except VolumeError as error:
-            return self._row(candidate, Verdict.REJECTED, error.code, error.reason)
-        except Exception as error:  # one odd file must not end the survey of 160,000
-            reason = f"{type(error).__name__}: {error}"
-            return self._row(candidate, Verdict.REJECTED, "file.unexpected", reason)
-
-    def _usable_row(self, candidate: Candidate) -> SourceRow:
-        if candidate.format in UNREADABLE:
-            raise VolumeError(*UNREADABLE[candidate.format])
-        if not all(map(_is_text, (candidate.source, *candidate.members))):
-            raise VolumeError("file.name", "the name is not valid UTF-8; rename it")
-        reader = READERS[candidate.format]
-        if isinstance(reader, DicomReader):
-            header = reader.header_of(candidate.slices, self.limits)
-        else:
-            header = reader.read_header(candidate.paths(self.root), self.limits)
-        if candidate.incomplete:
-            header = replace(header, warnings=(*header.warnings, _INCOMPLETE))
-        finding = check_geometry(header.shape, header.affine, self.limits)
-        if finding is None:
-            sample, remarks = finite(reader.read_sample(header))
-            header = replace(header, warnings=header.warnings + remarks)
-            finding = check_voxels(sample, self.limits)
-        if finding is not None:
-            return self._row(candidate, Verdict.REJECTED, finding.code, finding.reason, header)
-        digest = reader.digest(header)
-        if header.warnings:
-            code, reason = header.warnings[0]
-            return self._row(candidate, Verdict.WARNED, code, reason, header, digest)
-        return self._row(candidate, Verdict.ACCEPTED, "", "", header, digest)
-
-    def _row(
-        self,
-        candidate: Candidate,
-        verdict: Verdict,
-        code: str,
-        reason: str,
-        header: Header | None = None,
-        digest: str = "",
-    ) -> SourceRow:
-        paths = candidate.paths(self.root) if header is None else header.paths
-        status = [path.stat() for path in paths if path.is_file()]
-        known: dict[str, object] = {}
-        if header is not None:
-            known = {
-                "shape": header.shape,
-                "spacing": tuple(float(s) for s in spacing_of(header.affine)),
-                "orientation": orientation_of(header.affine),
-                "warnings": tuple(code for code, _ in header.warnings),
-            }
-        members = candidate.members
-        if header is not None and members:
-            members = tuple(path.name for path in header.paths)
-        return SourceRow(
-            dataset=self.dataset,
-            case=self.case_id(candidate),
-            verdict=verdict.value,
-            code=code,
-            reason=reason,
-            format=candidate.format,
-            source=_printable(candidate.source),
-            root=str(self.root),
-            members=tuple(map(_printable, members)),
-            patient=self._patient(candidate, header),
-            series=self.hashed("series", header.series_id) if header and header.series_id else "",
-            source_digest=digest,
-            bytes=sum(s.st_size for s in status),
-            mtime_ns=max((s.st_mtime_ns for s in status), default=0),
-            **known,  # type: ignore[arg-type]
-        )
-
-    def _patient(self, candidate: Candidate, header: Header | None) -> str:
-        """Hashed patient id; a file that names no patient is a patient of its own."""
-        if header is not None and header.patient_id:
-            return self.hashed("patient", self.dataset, header.patient_id)
-        return self.hashed("patient", self.dataset, "", candidate.source)
-
-
-def _is_text(name: str) -> bool:
-    """Whether a path is valid UTF-8; the system hands out others with escaped bytes."""
-    return name == _printable(name)
-
-
-def _printable(name: str) -> str:
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+@dataclass(frozen=True)
+class _Result:
+    table: pa.Table
+    """Of `SOURCES_SCHEMA`: rows of the items that were judged."""
+    same: tuple[Item, ...]
+    """Items whose contents are what they were."""
+    other_files: Counter[str]
 
 
 def survey(
-    dataset: str,
+    dataset: str | Card,
     root: Path,
     workspace: Workspace,
     *,
-    limits: Limits | None = None,
     salt: str | None = None,
+    list_file: Path | None = None,
+    rehash: bool = False,
+    workers: Workers | None = None,
     write: bool = True,
     replace_all: bool = False,
-    on_row: Callable[[SourceRow], None] | None = None,
+    on_progress: Callable[[int], None] = lambda _: None,
 ) -> Survey:
     """Find and judge every candidate under ``root``, and write the source manifest.
 
     Args:
-        dataset: name of the data set in the workspace.
+        dataset: name of the data set in the workspace, or its card.
         root: folder with the foreign files.
         workspace: where the manifest is written.
-        limits: limits of the checks; the defaults when left out.
         salt: secret for hashed ids; the workspace's own, made at random, when left out.
+        list_file: take exactly the volumes of this list.
+        rehash: compare contents, not times, to tell what is unchanged.
+        workers: processes that judge; this one when left out.
         write: ``False`` judges and writes nothing.
         replace_all: allow a manifest that holds none of the volumes of the one before.
-        on_row: called after each candidate.
+        on_progress: called with a number of candidates that are done.
 
     Raises:
         WorkspaceError: ``root`` is no folder, the name cannot be used, or the salt differs.
-        ManifestError: nothing of the earlier manifest was found again.
+        ManifestError: nothing of the earlier manifest was found again, or the list is no list.
+        ConfigError: the card names a table that cannot be read.
+        ClusterError: the scheduler cannot be reached.
     """
-    check_name(dataset, "dataset")
+    started = monotonic()
+    card = generic_card(dataset) if isinstance(dataset, str) else dataset
+    check_name(card.name, "dataset")
     root = root.resolve()
-    discovery = Discovery(root, excluded=workspace.root.resolve())
-    secret = workspace.salt(salt) if write else salt or "dry run"
-    judge = Judge(dataset, root, secret, limits or Limits())
-    rows = []
-    for candidate in discovery:
-        row = judge.row(candidate)
-        rows.append(row)
-        if on_row is not None:
-            on_row(row)
+    # Made first: it refuses a root that is no folder.
+    discovery: Discovery | ListedItems = Discovery(root, card, workspace.root.resolve())
+    if list_file is not None:
+        discovery = ListedItems(root, card, read_list(list_file), list_file.resolve().parent)
+    known = write or workspace.has_salt
+    judge = Judge(card, root, workspace.salt(salt) if known else salt or "dry run")
+    before = _before(workspace, card.name)
+    journal = Journal(workspace.journal(card.name))
+    earlier = Earlier(newest_first(journal.read(), before), judge.rules)
+    run = _Run(judge, discovery, earlier, journal if write else None, rehash, on_progress)
+    with run:
+        table = run.table(workers)
+    found = set(table["source"].to_pylist())
+    removed = [source for source in before["source"].to_pylist() if source not in found]
     if write:
         if not replace_all:
-            _refuse_loss(workspace.sources(dataset), rows, root)
-        write_sources(workspace.sources(dataset), rows)
-    other = dict(discovery.other_files.most_common())
-    return Survey(dataset, root, tuple(rows), other)
+            _refuse_loss(before, table, root)
+        table = commit(workspace, card.name, table, card)
+        journal.clear()
+    else:
+        table = resolved(workspace, card.name, table, card)
+    result = Survey(
+        card,
+        root,
+        table,
+        discovery.passed,
+        run.kept,
+        tuple(sorted(set(removed))),
+        monotonic() - started,
+    )
+    if write:
+        taken_away = before.filter(pa.array(~_still_there(before, table)))
+        record(workspace, card.name, result.summary(), taken_away)
+    return result
 
 
-def _refuse_loss(path: Path, rows: list[SourceRow], root: Path) -> None:
+class _Run:
+    """One pass over all items; a context that saves its work when it is interrupted."""
+
+    def __init__(
+        self,
+        judge: Judge,
+        discovery: Discovery | ListedItems,
+        earlier: Earlier,
+        journal: Journal | None,
+        rehash: bool,
+        on_progress: Callable[[int], None],
+    ) -> None:
+        self.judge = judge
+        self.discovery = discovery
+        self.earlier = earlier
+        self.journal = journal
+        self.rehash = rehash
+        self.on_progress = on_progress
+        self.kept = 0
+        self._parts: list[pa.Table] = [SOURCES_SCHEMA.empty_table()]
+
+    def __enter__(self) -> _Run:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if error is not None and self.journal is not None:
+            self.journal.flush()
+
+    def table(self, workers: Workers | None) -> pa.Table:
+        """Judge what is new, take over what is not; the manifest before duplicates are sought."""
+        work = partial(judge_batch, self.judge)
+        batches = self._batches()
+        ahead = list(islice(batches, 2))
+        every = chain(ahead, batches)
+        if ahead and workers is not None:
+            # A single batch keeps one process busy; even then a file may kill that.
+            client = workers.client(1 if len(ahead) == 1 else workers.count)
+            self._judge_on(client, work, every)
+        else:
+            for batch in every:
+                self._take(work(batch))
+        return pa.concat_tables([self.earlier.kept_rows(self.judge.root), *self._parts])
+
+    def _judge_on(
+        self, client: Client, work: Callable[[_Batch], _Result], batches: Iterable[_Batch]
+    ) -> None:
+        lost: list[_Batch] = []
+        for batch, result in run_bounded(client, work, batches):
+            if result is None:
+                lost.append(batch)
+            else:
+                self._take(result)
+        # One file of the batch kills its worker: alone, it shows which one it is.
+        singles = [
+            _Batch((item,), (known,))
+            for batch in lost
+            for item, known in zip(batch.items, batch.known, strict=True)
+        ]
+        for batch, result in run_bounded(client, work, singles, at_once=1):
+            died = to_table(self.judge.died(item) for item in batch.items)
+            self._take(result or _Result(died, (), Counter()))
+
+    def _take(self, result: _Result) -> None:
+        for item in result.same:
+            self._keep(item)
+        self.discovery.passed.other_files.update(result.other_files)
+        self._parts.append(result.table)
+        if self.journal is not None:
+            self.journal.add(result.table)
+        self.on_progress(len(result.table))
+
+    def _keep(self, item: Item) -> None:
+        rows = self.earlier.keep(item)
+        self.kept += rows
+        self.on_progress(rows)
+        for name in self.earlier.others_of(item):
+            self.discovery.passed.other_files[Path(name).suffix.lower() or name] += 1
+
+    def _batches(self) -> Iterator[_Batch]:
+        items: list[Item] = []
+        size = files = 0
+        for item in self.discovery:
+            if not self.rehash and self.earlier.unchanged(item):
+                self._keep(item)
+                continue
+            if item.kind in UNREADABLE:  # nothing is opened for these
+                self._take(judge_batch(self.judge, self._batch([item])))
+                continue
+            items.append(item)
+            size += item.bytes
+            files += max(1, len(item.names))
+            if size >= _BATCH_BYTES or files >= _BATCH_FILES:
+                yield self._batch(items)
+                items, size, files = [], 0, 0
+        if items:
+            yield self._batch(items)
+
+    def _batch(self, items: list[Item]) -> _Batch:
+        known = tuple(self.earlier.known(item) if self.rehash else () for item in items)
+        return _Batch(tuple(items), known)
+
+
+def judge_batch(judge: Judge, batch: _Batch) -> _Result:
+    """What a worker does: compare contents where asked to, judge the rest."""
+    same = tuple(
+        item
+        for item, known in zip(batch.items, batch.known, strict=True)
+        if known and _same_content(judge.root, item, known)
+    )
+    changed = [item for item in batch.items if item not in same]
+    judged = judge.judge(changed)
+    return _Result(to_table(judged.rows), same, judged.other_files)
+
+
+def _same_content(root: Path, item: Item, known: tuple[Known, ...]) -> bool:
+    """Whether every volume of the item has the bytes it was judged by."""
+    files: set[Path] = set()
+    for row in known:
+        base = root / row.source
+        paths = [base / member for member in row.members] or [base]
+        if not row.digest or not all(path.is_file() for path in paths):
+            return False
+        if READERS[row.format].digest(paths) != row.digest:
+            return False
+        files.update(paths)
+    return all(root / item.key / name in files for name in item.names)
+
+
+def _before(workspace: Workspace, dataset: str) -> pa.Table:
+    path = workspace.sources(dataset)
+    return read_source_table(path) if path.exists() else SOURCES_SCHEMA.empty_table()
+
+
+def _still_there(before: pa.Table, after: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """(N,) bool, True for rows of before that after holds, judged on the same files."""
+    columns = ("case", "state", "rules")
+    present = set(zip(*(after[c].to_pylist() for c in columns), strict=True))
+    rows = zip(*(before[c].to_pylist() for c in columns), strict=True)
+    return np.fromiter((row in present for row in rows), np.bool_, len(before))
+
+
+def _refuse_loss(before: pa.Table, after: pa.Table, root: Path) -> None:
     """An unmounted disk or a wrong folder must not wipe out what is known of a data set."""
-    before = {row.case for row in read_sources(path)} if path.exists() else set()
-    if before and not before & {row.case for row in rows}:
+    cases = set(before["case"].to_pylist())
+    if cases and not cases & set(after["case"].to_pylist()):
         raise ManifestError(
-            f"none of the {len(before)} candidates of the earlier manifest lies under {root}; "
+            f"none of the {len(cases)} candidates of the earlier manifest lies under {root}; "
             "is the disk mounted and the folder right? To replace the manifest, give --replace"
         )

@@ -7,14 +7,14 @@ centre of a voxel, to RAS millimetres.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from prect.errors import VolumeError
+from prect.ingest.findings import Finding
 
 Affine = NDArray[np.float64]
 """(4, 4) index (i, j, k) to RAS millimetres."""
@@ -35,12 +35,16 @@ SNAPPED_SHEAR = 1e-3
 class Volume:
     """A CT volume as its file holds it, in Hounsfield units."""
 
-    voxels: NDArray[Any]
-    """(k, j, i) HU; int16, or float32 where the file has fractions."""
+    voxels: NDArray[np.int16]
+    """(k, j, i) HU."""
     affine: Affine
     format: str
-    warnings: tuple[tuple[str, str], ...] = field(default=())
-    """(reason code, sentence) of what the reader had to mend."""
+    source_digest: str
+    """BLAKE2b-128 over the bytes of the files in order, 32 hexadecimal digits."""
+    fractional: bool = False
+    """Whether the file's values had fractions, which the int16 voxels have lost."""
+    findings: tuple[Finding, ...] = ()
+    """Every check made by the reader, passed ones too, in order."""
 
     @property
     def shape(self) -> tuple[int, int, int]:

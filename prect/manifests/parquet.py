@@ -13,16 +13,27 @@ from prect.errors import ManifestError
 
 
 def write_table(path: Path, schema: pa.Schema, rows: list[dict[str, Any]]) -> None:
-    """Write ``rows`` to a temporary sibling of ``path``, flush it to disk, rename it.
+    """Write rows as `write_arrow` does."""
+    write_arrow(path, pa.Table.from_pylist(rows, schema=schema))
+
+
+def write_arrow(path: Path, table: pa.Table) -> None:
+    """Write a table to a temporary sibling of ``path``, flush it to disk, rename it.
 
     A reader sees the table of before or the one of after, never a part.
     """
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    write_whole(path, buffer.getvalue())
+
+
+def write_whole(path: Path, data: pa.Buffer | bytes) -> None:
+    """Write a file to a temporary sibling, flush it to disk, rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.Table.from_pylist(rows, schema=schema)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            pq.write_table(table, file, compression="zstd")
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+HELDOUT_SHARE = 0.01
+"""Share of patients held out of training unless a run's settings say otherwise."""
+
 
 def patient_rank(patient: str) -> float:
     """A number in [0, 1) that depends on the patient's hashed id alone."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict, dataclass
 
+import pyarrow as pa
+
 from prect.manifests.sources import (
-    Verdict,
     code_examples,
     count_codes,
     count_verdicts,
-    read_sources,
+    read_source_table,
 )
+from prect.manifests.sources import usable as usable_rows
 from prect.manifests.stores import read_cache_rows, read_quarantine
 from prect.workspace import Workspace
 
@@ -48,8 +50,9 @@ def dataset_status(workspace: Workspace, dataset: str) -> DatasetStatus:
     Raises:
         ManifestError: a manifest is missing or damaged.
     """
-    sources = read_sources(workspace.sources(dataset))
-    usable = {row.case for row in sources if Verdict(row.verdict).usable}
+    columns = ["case", "verdict", "code", "source", "reason"]
+    sources = read_source_table(workspace.sources(dataset), columns)
+    usable = set(sources["case"].filter(pa.array(usable_rows(sources))).to_pylist())
     path = workspace.cache_manifest(dataset)
     rows = read_cache_rows(path) if path.exists() else []
     stored = {row.case for row in rows}

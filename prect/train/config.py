@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from prect.errors import ConfigError
+from prect.manifests.splits import HELDOUT_SHARE
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -56,7 +57,7 @@ class DataConfig(_Section):
 
     datasets: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
     """Names of data sets in the workspace; all their stored volumes are used."""
-    heldout_share: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    heldout_share: Annotated[float, Field(ge=0, lt=1)] = HELDOUT_SHARE
     """Share of patients kept away from training."""
     heldout_minimum: PositiveInt = 2
     """Patients kept away at least, however small the share."""

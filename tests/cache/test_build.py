@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prect.cache.build import build, cluster, make_plan
+from prect.cache.build import build, make_plan
 from prect.cache.convert import Job, convert, is_current
 from prect.cache.profile import Profile, load_profile
 from prect.cache.reader import StoreReader
-from prect.errors import BuildError, ConfigError, ManifestError, WorkspaceError
+from prect.cluster import cluster
+from prect.errors import ClusterError, ConfigError, ManifestError, WorkspaceError
 from prect.ingest.survey import survey
+from prect.manifests.limits import Limits
 from prect.manifests.sources import read_sources
 from prect.manifests.status import dataset_status
 from prect.manifests.stores import (
@@ -83,7 +85,7 @@ def test_four_formats_of_one_phantom_give_identical_stores(tmp_path: Path, index
         workspace = Workspace(folder / "workspace")
         (row,) = survey("one", folder / "source", workspace, salt=SALT).rows
         assert row.verdict == "accepted", row.reason
-        job = Job(row, PROFILE, workspace.store("one", row.case))
+        job = Job(row, PROFILE, workspace.store("one", row.case), Limits())
         assert isinstance(convert(job), CacheRow)
         stores[format_name] = job.store
     shards = {
@@ -150,8 +152,8 @@ def ingested(tmp_path: Path, *names: str) -> tuple[Workspace, Path]:
     """A workspace whose data set ``d`` holds sound files of these names."""
     folder = tmp_path / "source"
     folder.mkdir()
-    for name in names:
-        write_nifti(folder / f"{name}.nii.gz", body_volume())
+    for seed, name in enumerate(names):
+        write_nifti(folder / f"{name}.nii.gz", body_volume(seed=seed))
     workspace = Workspace(tmp_path / "workspace")
     survey("d", folder, workspace, salt=SALT)
     return workspace, folder
@@ -226,7 +228,7 @@ def test_an_external_scheduler_builds_the_same_stores(tmp_path: Path) -> None:
             report = build(make_plan("d", workspace, PROFILE), workspace, client)
     assert len(report.rows) == 3
     for address in ("foo", "tcp://127.0.0.1:1"):
-        with pytest.raises(BuildError, match="no Dask scheduler answers"), cluster(1, address):
+        with pytest.raises(ClusterError, match="no Dask scheduler answers"), cluster(1, address):
             pass
 
 
@@ -316,7 +318,7 @@ def test_a_read_error_is_a_fault_of_the_place(
     workspace, _ = ingested(tmp_path, "a")
     (job,) = make_plan("d", workspace, PROFILE).todo
 
-    def fail(_: object) -> None:
+    def fail(*_: object) -> None:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("prect.cache.convert._decode", fail)

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pydicom
 import pytest
 
-from prect.errors import ManifestError
+from prect.errors import ManifestError, VolumeError
+from prect.ingest.findings import first_rejection
+from prect.ingest.readers.dicom import DicomReader, group_slices, read_slices
+from prect.ingest.readers.dicom.pixels import decode_slices
+from prect.ingest.readers.dicom.series import kind_of
 from prect.ingest.survey import survey
+from prect.manifests.codes import CODES, Effect
+from prect.manifests.codes.dicom import CODES as DICOM_CODES
+from prect.manifests.limits import Limits
 from prect.manifests.sources import SourceRow
 from prect.phantom import make_case
 from prect.phantom.write import write_case
 from prect.workspace import Workspace
 from tests.conftest import SALT
+from tests.ingest.dicom_files import ct_slice, edited, failures, header_in, slices_in
 from tests.ingest.volumes import body_volume, write_nifti
+
+CASE = make_case(2, 0)
+LIMITS = Limits()
 
 
 @pytest.fixture(scope="module")
 def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sound series of a phantom, slices in the order of their names."""
-    return write_case(make_case(2, 0), tmp_path_factory.mktemp("series") / "sound", "dicom")
+    return write_case(CASE, tmp_path_factory.mktemp("series") / "sound", "dicom")
 
 
 def judge(folder: Path) -> list[SourceRow]:
@@ -32,14 +46,15 @@ def judge(folder: Path) -> list[SourceRow]:
     return list(survey("d", folder, workspace, salt=SALT, replace_all=True).rows)
 
 
-def edited(series: Path, target: Path, edit: Callable[[int, pydicom.Dataset], bool]) -> Path:
-    """A copy of the series; ``edit(number, slice)`` says whether a slice stays."""
-    target.mkdir()
-    for number, path in enumerate(sorted(series.iterdir())):
-        data = pydicom.dcmread(path)
-        if edit(number, data):
-            data.save_as(target / path.name)
-    return target
+def outcome(folder: Path) -> tuple[str, tuple[str, ...]]:
+    """Code that rejects the only volume of a folder, and the codes that warn of it."""
+    try:
+        volume = DicomReader().read(header_in(folder))
+    except VolumeError as error:
+        return error.code, ()
+    rejection = first_rejection(volume.findings)
+    warned = [c for c in failures(volume.findings) if CODES[c].effect is Effect.WARN]
+    return rejection.code if rejection else "", tuple(warned)
 
 
 def test_the_sound_series_is_one_accepted_volume(series: Path) -> None:
@@ -48,8 +63,30 @@ def test_the_sound_series_is_one_accepted_volume(series: Path) -> None:
     assert len(row.members) == len(list(series.iterdir()))
 
 
+def test_every_check_of_a_sound_series_is_told(series: Path) -> None:
+    volume = DicomReader().read(header_in(series))
+    assert all(finding.passed for finding in volume.findings)
+    told = [finding.code for finding in volume.findings]
+    assert len(told) == len(set(told))
+    before_grouping = {
+        "dicom.damaged_header",
+        "dicom.unreadable",
+        "dicom.mixed_series",
+        "dicom.incomplete_folder",
+        "dicom.mixed_frames",
+    }
+    assert {code.name for code in DICOM_CODES} - set(told) == before_grouping
+    assert volume.format == "dicom"
+    assert not volume.fractional
+
+
 def every_second_gone(number: int, data: pydicom.Dataset) -> bool:
     data.InstanceNumber = number // 2 + 1
+    return number % 2 == 0
+
+
+def every_second_gone_numbers_kept(number: int, data: pydicom.Dataset) -> bool:
+    data.SliceThickness = "7.5"  # overlapping slices: the thickness does not tell
     return number % 2 == 0
 
 
@@ -75,9 +112,30 @@ def one_without_rescale(number: int, data: pydicom.Dataset) -> bool:
     return True
 
 
+def without_rescale(number: int, data: pydicom.Dataset) -> bool:  # noqa: ARG001
+    del data.RescaleIntercept, data.RescaleSlope
+    return True
+
+
+def slope_zero(number: int, data: pydicom.Dataset) -> bool:
+    if number == 20:
+        data.RescaleSlope = "0"
+    return True
+
+
 def one_without_position(number: int, data: pydicom.Dataset) -> bool:
     if number == 20:
         del data.ImagePositionPatient
+    return True
+
+
+def impossible_orientation(number: int, data: pydicom.Dataset) -> bool:  # noqa: ARG001
+    data.ImageOrientationPatient = [1, 0, 0, 1, 0, 0]
+    return True
+
+
+def spacing_zero(number: int, data: pydicom.Dataset) -> bool:  # noqa: ARG001
+    data.PixelSpacing = [0, 0]
     return True
 
 
@@ -87,22 +145,91 @@ def jittered(number: int, data: pydicom.Dataset) -> bool:
     return True
 
 
-FAULTS = {
-    "every_second": (every_second_gone, "warned", "dicom.gap_above_thickness"),
-    "one_gone": (one_gone, "rejected", "dicom.nonuniform_spacing"),
-    "mixed_spacing": (mixed_spacing, "rejected", "dicom.mixed_spacing"),
-    "monochrome1": (one_monochrome1, "rejected", "dicom.photometric"),
-    "no_rescale": (one_without_rescale, "rejected", "dicom.mixed_rescale"),
-    "no_position": (one_without_position, "rejected", "dicom.no_geometry"),
-    "jitter": (jittered, "accepted", ""),
+def lossy(number: int, data: pydicom.Dataset) -> bool:  # noqa: ARG001
+    data.LossyImageCompression = "01"
+    return True
+
+
+def lossy_8bit(number: int, data: pydicom.Dataset) -> bool:
+    data.BitsAllocated = data.BitsStored = 8
+    data.HighBit = 7
+    return lossy(number, data)
+
+
+def reformatted(number: int, data: pydicom.Dataset) -> bool:  # noqa: ARG001
+    data.ImageType = ["DERIVED", "SECONDARY", "MPR"]
+    return True
+
+
+def localizer(number: int, data: pydicom.Dataset) -> bool:  # noqa: ARG001
+    data.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    return True
+
+
+def magnetic(number: int, data: pydicom.Dataset) -> bool:  # noqa: ARG001
+    data.Modality = "MR"
+    return True
+
+
+def captured(number: int, data: pydicom.Dataset) -> bool:  # noqa: ARG001
+    data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+    return True
+
+
+def colored(number: int, data: pydicom.Dataset) -> bool:  # noqa: ARG001
+    data.SamplesPerPixel = 3
+    data.PhotometricInterpretation = "RGB"
+    return True
+
+
+def cut_off_pixels(number: int, data: pydicom.Dataset) -> bool:
+    if number == 40:
+        data.PixelData = data.PixelData[:-2000]
+    return True
+
+
+def wider_pixels(number: int, data: pydicom.Dataset) -> bool:
+    """32 bits a pixel where the header says 16."""
+    if number == 40:
+        data.PixelData += data.PixelData
+    return True
+
+
+def no_modality(number: int, data: pydicom.Dataset) -> bool:  # noqa: ARG001
+    del data.Modality
+    return True
+
+
+FAULTS: dict[str, tuple[Callable[[int, pydicom.Dataset], bool], str, tuple[str, ...]]] = {
+    "every second": (every_second_gone, "", ("dicom.gap_above_thickness",)),
+    "every second, numbers kept": (every_second_gone_numbers_kept, "", ("dicom.instance_stride",)),
+    "one gone": (one_gone, "dicom.missing_slices", ()),
+    "mixed spacing": (mixed_spacing, "dicom.mixed_spacing", ()),
+    "monochrome1": (one_monochrome1, "dicom.photometric", ()),
+    "one without rescale": (one_without_rescale, "dicom.mixed_rescale", ()),
+    "no rescale": (without_rescale, "", ("dicom.no_rescale",)),
+    "slope 0": (slope_zero, "dicom.bad_rescale", ()),
+    "no position": (one_without_position, "dicom.no_geometry", ()),
+    "impossible orientation": (impossible_orientation, "dicom.no_geometry", ()),
+    "spacing 0": (spacing_zero, "dicom.no_geometry", ()),
+    "jitter": (jittered, "", ()),
+    "lossy": (lossy, "", ("dicom.lossy",)),
+    "lossy 8 bit": (lossy_8bit, "dicom.lossy_8bit", ()),
+    "reformat": (reformatted, "", ("dicom.reformat",)),
+    "localizer": (localizer, "dicom.localizer", ()),
+    "magnetic resonance": (magnetic, "dicom.not_ct", ()),
+    "secondary capture": (captured, "dicom.secondary_capture", ()),
+    "color": (colored, "content.color", ()),
+    "cut off pixels": (cut_off_pixels, "dicom.undecodable", ()),
+    "wider pixels": (wider_pixels, "dicom.undecodable", ()),
+    "no modality": (no_modality, "", ()),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_of_some_slices_is_named(series: Path, tmp_path: Path, name: str) -> None:
-    edit, verdict, code = FAULTS[name]
-    (row,) = judge(edited(series, tmp_path / name, edit))
-    assert (row.verdict, row.code) == (verdict, code), row.reason
+    edit, code, warned = FAULTS[name]
+    assert outcome(edited(series, tmp_path / "faulty", edit)) == (code, warned)
 
 
 def test_orientations_that_differ_by_rounding_stay_one_volume(series: Path, tmp_path: Path) -> None:
@@ -112,28 +239,126 @@ def test_orientations_that_differ_by_rounding_stay_one_volume(series: Path, tmp_
         data.ImageOrientationPatient = [round(c, 7) for c in cosines]
         return True
 
-    (row,) = judge(edited(series, tmp_path / "edge", edit))
-    assert len(row.members) == len(list(series.iterdir()))
+    (volume,) = group_slices(slices_in(edited(series, tmp_path / "edge", edit)))
+    assert len(volume) == len(list(series.iterdir()))
 
 
-def test_two_orientations_under_one_uid_are_two_candidates(series: Path, tmp_path: Path) -> None:
+GROUPING: dict[str, dict[str, Any]] = {
+    "orientation": {"orientation": (1.0, 0.0, 0.0, 0.0, 0.0, -1.0)},
+    "series": {"series_uid": "1.3"},
+    "rows": {"rows": 65},
+    "columns": {"columns": 49},
+    "class": {"sop_class": "1.2.840.10008.5.1.4.1.1.7"},
+    "image type": {"image_type": ("DERIVED", "PRIMARY", "AXIAL")},
+    "modality": {"modality": "MR"},
+}
+
+
+@pytest.mark.parametrize("name", GROUPING)
+def test_what_a_volume_shares_tells_the_volumes_of_a_folder_apart(name: str) -> None:
+    ours = [ct_slice(n) for n in range(4)]
+    theirs = [ct_slice(n + 4, **GROUPING[name]) for n in range(4)]
+    mixed = [part for pair in zip(ours, theirs, strict=True) for part in pair]
+    assert group_slices(mixed) == [tuple(ours), tuple(theirs)]
+
+
+def test_a_fourth_value_of_the_image_type_does_not_split_a_volume() -> None:
+    types = [("ORIGINAL", "PRIMARY", "AXIAL"), ("ORIGINAL", "PRIMARY", "AXIAL", "ADD")]
+    assert len(group_slices([ct_slice(n, image_type=types[n % 2]) for n in range(4)])) == 1
+
+
+def test_files_of_two_volumes_are_refused_as_one(series: Path, tmp_path: Path) -> None:
     def edit(number: int, data: pydicom.Dataset) -> bool:
         if number % 2:
-            data.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+            data.SeriesInstanceUID = "1.2.3"
         return True
 
-    rows = judge(edited(series, tmp_path / "two", edit))
-    assert len(rows) == 2
-    assert len({row.case for row in rows}) == 2
+    paths = sorted(edited(series, tmp_path / "two", edit).iterdir())
+    with pytest.raises(VolumeError, match=r"dicom.mixed_series: .* 2 volumes"):
+        DicomReader().read_header(paths, LIMITS)
+
+
+KINDS = {
+    ("ORIGINAL", "PRIMARY", "AXIAL"): "original",
+    ("ORIGINAL", "PRIMARY", "AXIAL", "HELIX"): "original",
+    ("ORIGINAL", "PRIMARY", "VOLUME", "NONE"): "original",
+    ("ORIGINAL", "SECONDARY", "AXIAL"): "derived",
+    ("DERIVED", "PRIMARY", "AXIAL"): "derived",
+    ("DERIVED", "SECONDARY", "REFORMATTED", "AVERAGE"): "reformat",
+    ("DERIVED", "SECONDARY", "AXIAL", "CSA MPR"): "reformat",
+    (): "derived",
+}
+
+
+@pytest.mark.parametrize(("image_type", "kind"), KINDS.items())
+def test_the_image_type_tells_originals_from_reformats(
+    image_type: tuple[str, ...], kind: str
+) -> None:
+    assert kind_of(ct_slice(image_type=image_type)) == kind
+
+
+def test_a_coronal_plane_is_a_reformat_unless_it_is_original() -> None:
+    coronal = (1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
+    derived = ct_slice(orientation=coronal, image_type=("DERIVED", "PRIMARY", "AXIAL"))
+    assert kind_of(derived) == "reformat"
+    assert kind_of(ct_slice(orientation=coronal)) == "original"
+
+
+def test_the_stack_is_the_same_in_every_copy_and_only_there(series: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(series, tmp_path / "copy")
+    for number, path in enumerate(sorted(copy.iterdir())):
+        path.rename(copy / f"{500 - number}.dcm")
+    header, other = header_in(series), header_in(copy)
+    assert header.stack == other.stack
+    assert len(header.stack) == 16
+    assert (header.patient_id, header.kind) == ("PHANTOM-0000", "original")
+    assert header.study_id == other.study_id != ""
+    assert header.series_id == other.series_id != ""
+    assert header_in(edited(series, tmp_path / "mpr", reformatted)).stack != header.stack
 
 
 def test_a_slice_that_lies_there_twice_counts_once(series: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(series, tmp_path / "twice")
     first = sorted(folder.iterdir())[0]
     shutil.copy(first, folder / "copy.dcm")
-    (row,) = judge(folder)
-    assert row.verdict == "accepted"
-    assert len(row.members) == len(list(series.iterdir()))
+    header = header_in(folder)
+    assert len(header.paths) == len(list(series.iterdir()))
+    assert failures(header.findings)["dicom.repeated_file"].measured == "1 of 84 slices"
+    assert outcome(folder) == ("", ("dicom.repeated_file",))
+    volume, sound = DicomReader().read(header), DicomReader().read(header_in(series))
+    np.testing.assert_array_equal(volume.voxels, sound.voxels)
+    assert volume.source_digest == sound.source_digest
+
+
+def with_doubles(series: Path, folder: Path, edit: Callable[[pydicom.Dataset], None]) -> Path:
+    """A copy of the series with a second instance beside every tenth slice."""
+    shutil.copytree(series, folder)
+    for number, path in enumerate(sorted(folder.iterdir())[::10]):
+        data = pydicom.dcmread(path)
+        data.SOPInstanceUID = f"1.2.3.{number}"
+        edit(data)
+        data.save_as(folder / f"second{number}.dcm")
+    return folder
+
+
+def test_a_second_instance_with_the_same_pixels_is_left_out(series: Path, tmp_path: Path) -> None:
+    folder = with_doubles(series, tmp_path / "same", lambda data: None)  # noqa: ARG005
+    assert outcome(folder) == ("", ("dicom.duplicate_positions",))
+    reader, header = DicomReader(), header_in(folder)
+    volume = reader.read(header)
+    np.testing.assert_array_equal(volume.voxels, CASE.hu)
+    assert failures(volume.findings)["dicom.duplicate_positions"].measured == "9 of 92 slices"
+    assert len(header.paths) == 92
+    assert volume.source_digest == reader.digest(header.paths)
+
+
+def test_different_images_at_one_position_are_several_phases(series: Path, tmp_path: Path) -> None:
+    def edit(data: pydicom.Dataset) -> None:
+        pixels = bytearray(data.PixelData)
+        pixels[5000] ^= 1
+        data.PixelData = bytes(pixels)
+
+    assert outcome(with_doubles(series, tmp_path / "phases", edit)) == ("dicom.several_phases", ())
 
 
 def test_a_damaged_file_has_a_row_and_its_series_a_warning(series: Path, tmp_path: Path) -> None:
@@ -151,26 +376,29 @@ def test_no_flipped_byte_of_a_header_ends_the_ingest(series: Path, tmp_path: Pat
     victim = sorted(folder.iterdir())[3]
     sound = victim.read_bytes()
     chance = random.Random(4)
-    for _ in range(25):
+    others = [part for part in slices_in(folder) if part.path != victim]
+    codes = set()
+    for _ in range(300):
         damaged = bytearray(sound)
         for _ in range(chance.randint(1, 4)):
             damaged[chance.randrange(132, 1200)] = chance.randrange(256)
         victim.write_bytes(bytes(damaged[: chance.choice([len(damaged), 600])]))
-        rows = judge(folder)
-        assert rows
-        assert sum(max(1, len(row.members)) for row in rows) >= len(list(series.iterdir())) - 1
-
-
-def test_an_edited_geometry_changes_the_digest(series: Path, tmp_path: Path) -> None:
-    def edit(number: int, data: pydicom.Dataset) -> bool:  # noqa: ARG001
-        text = str(data.PixelSpacing[0])
-        other = text[:-1] + ("1" if text[-1] != "1" else "2")
-        data.PixelSpacing = [other, other]
-        return True
-
-    (before,) = judge(series)
-    (after,) = judge(edited(series, tmp_path / "edited", edit))
-    assert after.source_digest != before.source_digest
+        try:
+            found = read_slices(victim)
+        except VolumeError as error:
+            codes.add(error.code)
+            continue
+        volumes = group_slices([*others, *found])
+        assert sum(map(len, volumes)) == len(others) + len(found)
+        for volume in volumes:
+            try:
+                header = DicomReader().header_of(volume, LIMITS)
+                if victim in header.paths:
+                    placed = [p for p in header.slices if p.part.path == victim]
+                    list(decode_slices(placed, hashlib.blake2b()))
+            except VolumeError as error:
+                codes.add(error.code)
+    assert {"dicom.damaged_header", "geometry.too_small"} <= codes
 
 
 def test_odd_names_are_judged_like_others(tmp_path: Path) -> None:
@@ -203,7 +431,7 @@ def test_an_unmounted_folder_does_not_wipe_the_manifest(tmp_path: Path) -> None:
         survey("d", empty, workspace)
     folder.rename(tmp_path / "moved")
     assert survey("d", tmp_path / "moved", workspace).rows[0].verdict == "accepted"
-    assert survey("d", empty, workspace, replace_all=True).rows == ()
+    assert survey("d", empty, workspace, replace_all=True).rows == []
 
 
 def test_the_workspace_is_not_searched(tmp_path: Path) -> None:
@@ -212,4 +440,4 @@ def test_the_workspace_is_not_searched(tmp_path: Path) -> None:
     survey("d", tmp_path, workspace, salt=SALT)
     again = survey("d", tmp_path, workspace)
     assert len(again.rows) == 1
-    assert again.other_files == {}
+    assert again.passed.other_files == {}

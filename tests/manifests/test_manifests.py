@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from prect.errors import ManifestError, WorkspaceError
 from prect.manifests.parquet import write_table
-from prect.manifests.sources import SOURCES_SCHEMA, SourceRow, read_sources, write_sources
+from prect.manifests.sources import (
+    SOURCES_SCHEMA,
+    SourceRow,
+    read_sources,
+    to_table,
+    write_sources,
+)
 from prect.manifests.splits import heldout_mask, patient_rank
 from prect.manifests.stores import CacheRow, load_cache_table, write_cache_rows
 from prect.workspace import Workspace
@@ -44,7 +50,7 @@ def test_source_rows_round_trip_sorted(tmp_path: Path) -> None:
             "d", "1", "rejected", "a.b", "why", "nifti", "a.nii", "/r", spacing=(1.0, 2.0, 3.0)
         ),
     ]
-    write_sources(tmp_path / "sources.parquet", rows)
+    write_sources(tmp_path / "sources.parquet", to_table(rows))
     assert read_sources(tmp_path / "sources.parquet") == rows[::-1]
     names = pq.read_schema(tmp_path / "sources.parquet").names
     assert {"dataset", "case", "verdict", "code", "reason", "format", "source"} <= set(names)
@@ -64,7 +70,7 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path) -> None:
 
 def test_a_failed_write_keeps_the_old_table(tmp_path: Path) -> None:
     path = tmp_path / "sources.parquet"
-    write_sources(path, [SourceRow("d", "1", "accepted", "", "", "nifti", "a", "/r")])
+    write_sources(path, to_table([SourceRow("d", "1", "accepted", "", "", "nifti", "a", "/r")]))
     before = path.read_bytes()
     with pytest.raises((pa.ArrowInvalid, pa.ArrowTypeError)):
         write_table(path, SOURCES_SCHEMA, [{"bytes": "no number"}])

@@ -1,0 +1,369 @@
+"""The command that finds and judges volumes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from prect.cli.console import (
+    DEFAULT_WORKSPACE,
+    ExitCode,
+    JsonOption,
+    StrictOption,
+    WorkspaceOption,
+    console,
+    count_table,
+    emit_json,
+    interruptible,
+    progress_bar,
+)
+
+if TYPE_CHECKING:
+    from prect.cluster import Workers
+    from prect.ingest.explain import Explanation
+    from prect.ingest.survey import Survey
+    from prect.manifests.cards import Card
+    from prect.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What holds for every data set of one call."""
+
+    place: Workspace
+    salt: str | None
+    rehash: bool
+    workers: Workers
+    replace: bool
+    dry_run: bool
+    json: bool
+
+
+def ingest(
+    dataset: Annotated[
+        str | None,
+        typer.Argument(
+            help="A card of the catalogue (see `prect datasets`), the path of a card of your own "
+            "(.yaml), or any name: then every image under the folder is a candidate."
+        ),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder with NIfTI, MetaImage, NRRD or DICOM files."),
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every source of the catalogue that lies under --root.")
+    ] = False,
+    root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With --all: folder of the sources' folders.")
+    ] = None,
+    list_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--list",
+            metavar="FILE",
+            help="Take exactly the volumes of this list: Decathlon-style JSON, or text with one "
+            "path a line. Its splits are kept.",
+        ),
+    ] = None,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    salt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Secret that case, patient and series ids are hashed with; made at random for "
+            "a new workspace. Give the same one to get the same ids elsewhere.",
+        ),
+    ] = None,
+    exclude_benchmark: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:SPLIT]",
+            help="Keep this ingested test set, and copies of its volumes in every other data set, "
+            "out of pre-training; holds until --include-benchmark. May be repeated.",
+        ),
+    ] = None,
+    include_benchmark: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[:SPLIT]", help="Undo --exclude-benchmark. May be repeated."),
+    ] = None,
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CASE",
+            help="Judge nothing new; print every check of this case (its id, or its path).",
+        ),
+    ] = None,
+    rehash: Annotated[
+        bool,
+        typer.Option(
+            "--rehash",
+            help="Compare contents, not sizes and times, to tell which files are unchanged.",
+        ),
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Local processes; one a core when left out.")
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Use this Dask cluster, e.g. tcp://host:8786."),
+    ] = None,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace", help="Allow a manifest that holds none of the volumes of the one before."
+        ),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge, but write nothing.")] = False,
+    strict: StrictOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Find and judge every volume of a data set; write the source manifest."""
+    from prect.cluster import Workers
+    from prect.workspace import Workspace
+
+    place = Workspace(workspace)
+    if explain is not None:
+        _explain(place, _one(dataset, "--explain"), explain, as_json=json)
+        return
+    added, dropped = exclude_benchmark or [], include_benchmark or []
+    if every and (root is None or dataset or source or list_file):
+        raise typer.BadParameter("--all takes --root DIR, and no DATASET, --source or --list")
+    if not every and source is None and (dataset or not (added or dropped)):
+        raise typer.BadParameter(
+            "give DATASET and --source DIR, or --all and --root DIR (see prect ingest --help)"
+        )
+    found: list[Survey] = []
+    absent: list[Card] = []
+    with Workers(workers or os.cpu_count() or 1, scheduler) as processes:
+        options = _Options(place, salt, rehash, processes, replace, dry_run, json)
+        if root is not None and every:
+            found, absent = _all(root, options)
+        elif source is not None:
+            found = [_ingest(_card(_one(dataset, "--source")), source, list_file, options)]
+    if (added or dropped) and not dry_run:
+        found = _benchmarks(added, dropped, found, options)
+    _show(found, absent, options, as_set=every)
+    if strict and any(survey.usable < len(survey.table) for survey in found):
+        raise typer.Exit(ExitCode.QUARANTINED)
+
+
+def _one(dataset: str | None, option: str) -> str:
+    if dataset is None:
+        raise typer.BadParameter(f"{option} needs the name of the data set")
+    return dataset
+
+
+def _card(dataset: str) -> Card:
+    """The card of that name or path; a card that takes everything for any other name."""
+    from prect.manifests.cards import find_card, generic_card, load_card, near_names
+
+    if dataset.endswith((".yaml", ".yml")):
+        return load_card(Path(dataset))
+    card = find_card(dataset)
+    if card is None:
+        near = near_names(dataset)
+        hint = f" (near: {', '.join(near)})" if near else ""
+        console.print(f"no card is named {dataset!r}{hint}: every image is taken as a candidate")
+        card = generic_card(dataset)
+    return card
+
+
+def _all(root: Path, options: _Options) -> tuple[list[Survey], list[Card]]:
+    from prect.errors import WorkspaceError
+    from prect.manifests.cards import catalogue
+
+    if not root.is_dir():
+        raise WorkspaceError(f"{root} is not a folder; --root must name one that exists")
+    found, absent = [], []
+    for card in catalogue():
+        folder = card.folder_under(root)
+        if folder is None:
+            absent.append(card)
+        else:
+            found.append(_ingest(card, folder, None, options))
+    return found, absent
+
+
+def _ingest(card: Card, source: Path, list_file: Path | None, options: _Options) -> Survey:
+    from prect.ingest.survey import survey
+    from prect.workspace import check_name
+
+    lock = f"ingest-{check_name(card.name, 'dataset')}"
+    kept = "nothing was written" if options.dry_run else "what was judged is kept, start it again"
+    with (
+        interruptible(kept),
+        nullcontext() if options.dry_run else options.place.lock(lock),
+        progress_bar("volume", quiet=options.json) as progress,
+    ):
+        task = progress.add_task(f"ingest {card.name}", total=None)
+        found = survey(
+            card,
+            source,
+            options.place,
+            salt=options.salt,
+            list_file=list_file,
+            rehash=options.rehash,
+            workers=options.workers,
+            write=not options.dry_run,
+            replace_all=options.replace,
+            on_progress=lambda count: progress.advance(task, count),
+        )
+        progress.update(task, total=len(found.table), completed=len(found.table))
+    return found
+
+
+def _benchmarks(
+    added: list[str], dropped: list[str], found: list[Survey], options: _Options
+) -> list[Survey]:
+    """Set which test sets are kept out; the surveys with the verdicts that follow."""
+    from dataclasses import replace
+
+    from prect.errors import ManifestError
+    from prect.manifests.commit import excluded_benchmarks, set_excluded_benchmarks
+    from prect.manifests.sources import read_source_table
+
+    before = set(excluded_benchmarks(options.place))
+    gone = set(map(_benchmark, dropped))
+    if gone - before:
+        names = ", ".join(sorted(before)) or "none"
+        raise ManifestError(f"{', '.join(sorted(gone - before))} is not excluded (are: {names})")
+    set_excluded_benchmarks(options.place, sorted((before | set(map(_benchmark, added))) - gone))
+    return [
+        replace(survey, table=read_source_table(options.place.sources(survey.dataset)))
+        for survey in found
+    ]
+
+
+def _benchmark(text: str) -> str:
+    """``NAME[:SPLIT]`` with the name that the data set has in the workspace."""
+    from prect.manifests.cards import find_card
+
+    name, colon, split = text.partition(":")
+    card = find_card(name)
+    return f"{card.name if card else name}{colon}{split}"
+
+
+def _show(found: list[Survey], absent: list[Card], options: _Options, *, as_set: bool) -> None:
+    documents: list[dict[str, Any]] = [
+        {
+            **survey.summary(),
+            "manifest": None if options.dry_run else str(options.place.sources(survey.dataset)),
+        }
+        for survey in found
+    ]
+    if options.json:
+        missing = [{"name": card.name, "folders": list(_folders(card))} for card in absent]
+        whole = as_set or not documents
+        emit_json({"datasets": documents, "absent": missing} if whole else documents[0])
+        return
+    for survey in found:
+        _print_survey(survey, options)
+    if as_set:
+        console.print(_overview(found))
+        for card in absent:
+            folders = " or ".join(_folders(card)) or "its folder is not known; give --source"
+            console.print(f"not there: {card.name} ({folders})")
+
+
+def _folders(card: Card) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(folder for layout in card.layouts for folder in layout.folders))
+
+
+def _overview(found: list[Survey]) -> Table:
+    table = Table(title="all sources", title_justify="left")
+    table.add_column("data set")
+    for name in ("candidates", "usable", "expected"):
+        table.add_column(name, justify="right")
+    for survey in found:
+        expected = "?" if survey.card.expected is None else str(survey.card.expected)
+        mark = "" if survey.as_expected else " !"
+        numbers = (str(len(survey.table)), f"{survey.usable}{mark}", expected)
+        table.add_row(survey.dataset, *numbers)
+    return table
+
+
+def _print_survey(found: Survey, options: _Options) -> None:
+    from prect.manifests.sources import code_examples, count_codes, count_verdicts
+
+    verdicts = {name: n for name, n in count_verdicts(found.table).items() if n}
+    console.print(count_table(f"{found.dataset}: verdicts", verdicts, "verdict"))
+    codes = count_codes(found.table)
+    if codes:
+        examples = code_examples(found.table)
+        console.print(count_table("not usable, by reason", codes, "code", examples))
+    passed = found.passed
+    _tell(passed.labels, lambda n: f"labels, by the card: {n}")
+    _tell(
+        passed.unlisted.total(),
+        lambda n: (
+            f"images outside the card's patterns: {n}, most in "
+            f"{passed.unlisted.most_common(1)[0][0]}"
+        ),
+    )
+    if passed.other_files:
+        others = ", ".join(f"{n} {suffix}" for suffix, n in passed.other_files.most_common())
+        console.print(f"other files, no images: {others}")
+    for folder in passed.skipped_folders:
+        console.print(f"folder not entered, since such folders hold pickles: {folder}")
+    _tell(len(found.removed), lambda n: f"gone since the last ingest: {n}: {found.removed[0]} ...")
+    if not len(found.table):
+        console.print(f"no candidate volume was found under {found.root}")
+    if not found.as_expected:
+        console.print(f"the card expects {found.card.expected} volumes, {found.usable} are usable")
+    manifest = options.place.sources(found.dataset)
+    where = "nothing was written (dry run)" if options.dry_run else str(manifest)
+    unchanged = f" ({found.kept} unchanged, not read again)" if found.kept else ""
+    console.print(f"{len(found.table)} candidates{unchanged}; {where}")
+
+
+def _tell(number: int, sentence: Callable[[int], str]) -> None:
+    if number:
+        console.print(sentence(number))
+
+
+def _explain(place: Workspace, dataset: str, case: str, *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from prect.ingest.explain import explain
+    from prect.manifests.cards import find_card
+
+    card = find_card(dataset)
+    name = card.name if card and dataset not in place.datasets() else dataset
+    explanation = explain(place, name, case)
+    if as_json:
+        row = {
+            key: value
+            for key, value in vars(explanation.row).items()
+            if key not in ("sketch", "members")
+        }
+        emit_json({"row": row, "checks": [asdict(line) for line in explanation.lines]})
+    else:
+        _print_explanation(explanation)
+
+
+def _print_explanation(explanation: Explanation) -> None:
+    row = explanation.row
+    table = Table(title=Text(f"{row.dataset}/{row.case}: {row.source}"), title_justify="left")
+    table.add_column("check", no_wrap=True)
+    for column in ("result", "measured", "limit"):
+        table.add_column(column, overflow="fold")
+    styles = {"passed": "green", "warned": "yellow", "failed": "bold red", "not reached": "dim"}
+    for line in explanation.lines:
+        result = Text(line.outcome.value, style=styles[line.outcome.value])
+        table.add_row(Text(line.code), result, Text(line.measured), Text(line.limit))
+    console.print(table)
+    for line in explanation.lines:
+        if line.outcome in ("warned", "failed"):
+            console.print(f"{line.code}: {line.sentence}")
+    judged = f"the files alone: {row.judged}" + (f" ({row.judged_code})" if row.judged_code else "")
+    console.print(judged)
+    console.print(f"verdict: {row.verdict}" + (f", {row.code}: {row.reason}" if row.code else ""))

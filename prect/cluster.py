@@ -1,0 +1,166 @@
+"""Work on many processes, through Dask: ingest and build-cache run on the same engine."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+
+import dask
+from distributed import Client, Future, LocalCluster, as_completed
+from distributed.scheduler import KilledWorker
+
+from prect.errors import ClusterError
+
+_JOBS_AHEAD = 2
+"""Jobs in the scheduler for each worker: one at work, one waiting."""
+_DEATHS_ALLOWED = 1
+"""A job whose worker dies is tried once more."""
+_WORKERS_WITHIN = 60
+"""Seconds that an existing scheduler may take to have its first worker."""
+
+Job = TypeVar("Job")
+Outcome = TypeVar("Outcome")
+
+
+@contextmanager
+def cluster(workers: int, scheduler: str | None = None) -> Iterator[Client]:
+    """A Dask client: ``workers`` local processes of one thread, or an existing scheduler.
+
+    Raises:
+        ClusterError: the scheduler cannot be reached, or has no workers.
+    """
+    if scheduler is not None:
+        try:
+            client = Client(scheduler, timeout="10s")
+        except (OSError, TimeoutError, ValueError) as error:
+            raise ClusterError(f"no Dask scheduler answers at {scheduler}: {error}") from error
+        with client:
+            try:
+                client.wait_for_workers(1, timeout=_WORKERS_WITHIN)
+            except TimeoutError:
+                raise ClusterError(
+                    f"the scheduler at {scheduler} has had no worker for {_WORKERS_WITHIN} seconds"
+                ) from None
+            yield client
+        return
+    settings = {
+        "distributed.scheduler.allowed-failures": _DEATHS_ALLOWED,
+        # A volume is one task: moving it between workers gains nothing.
+        "distributed.scheduler.work-stealing": False,
+    }
+    with dask.config.set(settings), _local(workers) as local, Client(local) as client:
+        yield client
+
+
+def _local(workers: int) -> LocalCluster:
+    # Ctrl-C reaches every process of the terminal; workers leave it to the driver, which
+    # lets them go in order. They inherit what is ignored while they start.
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
+    try:
+        return LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            memory_limit=None,
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+        )
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
+
+
+class Workers:
+    """Processes that start when they are first needed, and serve until the end of the context.
+
+    Args:
+        count: local processes, at most.
+        scheduler: address of a Dask scheduler to use instead.
+    """
+
+    def __init__(self, count: int, scheduler: str | None = None) -> None:
+        self.count = count
+        self.scheduler = scheduler
+        self._client: Client | None = None
+        self._started = 0
+        self._context = ExitStack()
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._context.close()
+
+    def client(self, wanted: int) -> Client:
+        """A client with that many local workers, if ``count`` allows; more are started if need be.
+
+        Raises:
+            ClusterError: the scheduler cannot be reached, or has no workers.
+        """
+        wanted = min(wanted, self.count)
+        if self._client is None:
+            self._client = self._context.enter_context(cluster(wanted, self.scheduler))
+            self._started = wanted
+        elif self.scheduler is None and wanted > self._started:
+            local: Any = self._client.cluster
+            local.scale(wanted)
+            self._started = wanted
+        return self._client
+
+
+def run_bounded(
+    client: Client,
+    function: Callable[[Job], Outcome],
+    jobs: Iterable[Job],
+    at_once: int | None = None,
+) -> Iterator[tuple[Job, Outcome | None]]:
+    """Submit jobs as workers become free; yield each with its outcome as it is there.
+
+    The graph never holds more than a few jobs a worker, and ``jobs`` is asked for the next
+    one only when there is room, so it may stream.
+
+    A worker that dies takes the blame of every job that waited for it, innocent ones too:
+    run those that were lost again with ``at_once=1`` to find the guilty one.
+
+    Args:
+        client: of a cluster.
+        function: what a worker does with a job.
+        jobs: may be endless.
+        at_once: jobs in the graph; a few a worker when left out.
+
+    Yields:
+        The job and what ``function`` returned; ``None`` when its worker died every time.
+
+    Raises:
+        Exception: whatever ``function`` raises.
+    """
+    waiting = iter(jobs)
+    running: dict[Future[Any], Job] = {}
+    completed = as_completed()
+
+    def submit() -> None:
+        # Clusters grow and shrink, so the number of workers is asked for each time.
+        ahead = at_once or _JOBS_AHEAD * max(1, sum(client.nthreads().values()))
+        while len(running) < ahead:
+            try:
+                job = next(waiting)
+            except StopIteration:
+                return
+            future = client.submit(function, job, pure=False)
+            running[future] = job
+            completed.add(future)
+
+    submit()
+    for future in completed:
+        job = running.pop(future)
+        try:
+            outcome: Outcome | None = future.result()
+        except KilledWorker:
+            outcome = None
+        submit()
+        yield job, outcome

@@ -1,0 +1,142 @@
+"""Putting a judged data set into the workspace: duplicates, exclusions, history.
+
+A new data set can make a volume of an older one a duplicate, so the manifests of all data
+sets are decided together, each time one of them changes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from prect import __version__
+from prect.errors import ManifestError
+from prect.manifests.cards import Card, load_card, write_card
+from prect.manifests.duplicates import Policy, resolve
+from prect.manifests.parquet import write_whole
+from prect.manifests.sources import SOURCES_SCHEMA, read_source_table, write_sources
+from prect.workspace import Workspace
+
+_DECIDED = ("verdict", "code", "reason", "duplicate_of")
+"""Columns that are decided for all data sets together."""
+_LEFT_OUT = {"root", "members", "state", "rules", "warnings"}
+"""Columns that no decision looks at; they need not be read for that."""
+_FORGOTTEN = {"sketch", "members"}
+"""Columns that history does without, since they are large and can be made again."""
+
+
+def resolved(workspace: Workspace, dataset: str, table: pa.Table, card: Card) -> pa.Table:
+    """The rows of one data set with the verdicts that the whole workspace gives them.
+
+    Nothing is written.
+    """
+    tables = _tables(workspace, without=dataset) | {dataset: table}
+    policies = {name: _policy(workspace, name) for name in tables if name != dataset}
+    policies[dataset] = _policy_of(card)
+    return resolve(tables, policies, excluded_benchmarks(workspace))[dataset]
+
+
+def commit(workspace: Workspace, dataset: str, table: pa.Table, card: Card) -> pa.Table:
+    """Write the manifest of one data set, its card, and whatever changes in other sets.
+
+    Returns:
+        The rows of the data set with the verdicts in force.
+    """
+    with workspace.lock("manifests", wait=True):
+        others = _tables(workspace, without=dataset)
+        policies = {name: _policy(workspace, name) for name in others}
+        decided = resolve(
+            others | {dataset: table},
+            policies | {dataset: _policy_of(card)},
+            excluded_benchmarks(workspace),
+        )
+        write_card(workspace.card(dataset), card)
+        write_sources(workspace.sources(dataset), decided[dataset])
+        _write_changes(workspace, others, decided)
+    return decided[dataset]
+
+
+def excluded_benchmarks(workspace: Workspace) -> list[str]:
+    """``DATASET`` or ``DATASET:SPLIT`` of every test set that is kept out of pre-training."""
+    path = workspace.excluded_benchmarks
+    if not path.exists():
+        return []
+    names = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ManifestError(f"{path} must hold a list of names; mend or delete it")
+    return names
+
+
+def set_excluded_benchmarks(workspace: Workspace, names: Sequence[str]) -> None:
+    """Keep these test sets, and their copies in other sets, out of pre-training from now on.
+
+    Raises:
+        ManifestError: one of them has not been ingested, so its copies cannot be known.
+    """
+    with workspace.lock("manifests", wait=True):
+        tables = _tables(workspace, without="")
+        policies = {name: _policy(workspace, name) for name in tables}
+        decided = resolve(tables, policies, names)
+        text = json.dumps(sorted(set(names)), indent=2) + "\n"
+        write_whole(workspace.excluded_benchmarks, text.encode())
+        _write_changes(workspace, tables, decided)
+
+
+def record(
+    workspace: Workspace, dataset: str, summary: Mapping[str, Any], taken_away: pa.Table
+) -> None:
+    """Append one ingest to the history, and the rows that it replaced or found gone.
+
+    Args:
+        workspace: the workspace.
+        dataset: the data set.
+        summary: counts of the ingest.
+        taken_away: rows of the manifest of before that the new one does not hold as they were.
+    """
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    entries: list[dict[str, Any]] = [
+        {"event": "ingest", "time": time, "prect": __version__, **summary}
+    ]
+    kept = [name for name in taken_away.column_names if name not in _FORGOTTEN]
+    entries += [
+        {"event": "taken away", "time": time, "row": row}
+        for row in taken_away.select(kept).to_pylist()
+    ]
+    path = workspace.history(dataset)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(entry) + "\n" for entry in entries)
+
+
+def _tables(workspace: Workspace, without: str) -> dict[str, pa.Table]:
+    columns = [name for name in SOURCES_SCHEMA.names if name not in _LEFT_OUT]
+    return {
+        name: read_source_table(workspace.sources(name), columns)
+        for name in workspace.datasets()
+        if name != without
+    }
+
+
+def _write_changes(
+    workspace: Workspace, before: Mapping[str, pa.Table], after: Mapping[str, pa.Table]
+) -> None:
+    for name, table in before.items():
+        if all(table[column].equals(after[name][column]) for column in _DECIDED):
+            continue
+        whole = read_source_table(workspace.sources(name))
+        for column in _DECIDED:
+            place = whole.schema.get_field_index(column)
+            whole = whole.set_column(place, SOURCES_SCHEMA.field(column), after[name][column])
+        write_sources(workspace.sources(name), whole)
+
+
+def _policy(workspace: Workspace, dataset: str) -> Policy:
+    return _policy_of(load_card(workspace.card(dataset)))
+
+
+def _policy_of(card: Card) -> Policy:
+    return Policy(card.precedence, card.one_per_study)

@@ -1,0 +1,244 @@
+"""The engine of ingest: what is read again, what a killed ingest leaves, who killed a worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import prect.ingest.survey as engine
+from prect.cluster import Workers
+from prect.errors import ConfigError, ManifestError
+from prect.ingest.discover import Discovery
+from prect.ingest.explain import Outcome, explain
+from prect.ingest.judge import Candidate, Examination, Judge
+from prect.ingest.survey import Survey, survey
+from prect.manifests.cards import Card, generic_card
+from prect.phantom import make_case
+from prect.phantom.write import write_case
+from prect.workspace import Workspace
+from tests.conftest import SALT
+from tests.ingest.volumes import body_volume, write_nifti
+
+
+def made(folder: Path, *names: str) -> Path:
+    """A folder of sound files, each another scan."""
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        path = folder / f"{name}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_nifti(path, body_volume(seed=sum(map(ord, name))))
+    return folder
+
+
+def place(folder: Path) -> Workspace:
+    return Workspace(folder.parent / "workspace")
+
+
+def judged(survey: Survey) -> dict[str, tuple[str, str]]:
+    return {row.source: (row.verdict, row.code) for row in survey.rows}
+
+
+def test_an_unchanged_file_is_not_opened_again(tmp_path: Path) -> None:
+    folder = made(tmp_path / "source", "a", "b")
+    first = survey("d", folder, place(folder), salt=SALT)
+    status = (folder / "a.nii.gz").stat()
+    (folder / "a.nii.gz").write_bytes(b"\0" * status.st_size)
+    os.utime(folder / "a.nii.gz", ns=(status.st_atime_ns, status.st_mtime_ns))
+    second = survey("d", folder, place(folder))
+    assert (second.kept, second.table.equals(first.table)) == (2, True)
+    third = survey("d", folder, place(folder), rehash=True)
+    assert judged(third)["a.nii.gz"] == ("rejected", "nifti.not_nifti")
+    assert judged(third)["b.nii.gz"] == ("accepted", "")
+    assert third.kept == 1
+
+
+def test_contents_decide_when_times_do_not_agree(tmp_path: Path) -> None:
+    folder = made(tmp_path / "source", "a")
+    write_case(make_case(2, 0), folder / "series", "dicom")
+    survey("d", folder, place(folder), salt=SALT)
+    for path in folder.rglob("*"):
+        os.utime(path, (1, 1))
+    by_content = survey("d", folder, place(folder), rehash=True)
+    assert (by_content.kept, len(by_content.table)) == (2, 2)
+    by_time = survey("d", folder, place(folder))
+    assert by_time.kept == 2, "the new times were not noted"
+
+
+def test_a_new_slice_re_judges_its_folder_alone(tmp_path: Path) -> None:
+    folder = made(tmp_path / "source", "a")
+    series = write_case(make_case(2, 0), folder / "series", "dicom")
+    last = sorted(series.iterdir())[-1]
+    shutil.move(last, tmp_path / last.name)
+    survey("d", folder, place(folder), salt=SALT)
+    shutil.move(tmp_path / last.name, last)
+    again = survey("d", folder, place(folder))
+    assert again.kept == 1
+    members = {row.source: len(row.members) for row in again.rows}
+    assert members["series"] == len(list(series.iterdir()))
+
+
+def test_what_is_gone_is_reported_and_kept_in_the_history(tmp_path: Path) -> None:
+    folder = made(tmp_path / "source", "a", "b")
+    workspace = place(folder)
+    survey("d", folder, workspace, salt=SALT)
+    (folder / "b.nii.gz").unlink()
+    again = survey("d", folder, workspace)
+    assert again.removed == ("b.nii.gz",)
+    lines = [json.loads(line) for line in workspace.history("d").read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["ingest", "ingest", "taken away"]
+    assert lines[2]["row"]["source"] == "b.nii.gz"
+    assert lines[2]["row"]["verdict"] == "accepted"
+
+
+def test_other_limits_judge_everything_again(tmp_path: Path) -> None:
+    folder = made(tmp_path / "source", "a")
+    workspace = place(folder)
+    survey("d", folder, workspace, salt=SALT)
+    card = generic_card("d")
+    strict = card.model_copy(update={"limits": card.limits.model_copy(update={"min_voxels": 200})})
+    again = survey(strict, folder, workspace)
+    assert again.kept == 0
+    assert judged(again) == {"a.nii.gz": ("rejected", "geometry.too_small")}
+
+
+def test_an_interrupted_ingest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = made(tmp_path / "source", "a", "b", "c")
+    workspace = place(folder)
+    monkeypatch.setattr(engine, "_BATCH_FILES", 1)
+
+    def stop_at(number: int) -> None:
+        seen.append(number)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    seen: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        survey("d", folder, workspace, salt=SALT, on_progress=stop_at)
+    assert not workspace.sources("d").exists()
+    after = survey("d", folder, workspace)
+    assert (after.kept, len(after.table)) == (2, 3)
+    assert not workspace.journal("d").exists()
+
+
+class FragileJudge(Judge):
+    """Dies, with its process, of one file."""
+
+    def examine(self, candidate: Candidate) -> Examination:
+        if "killer" in candidate.source and candidate.error is None:
+            os._exit(9)
+        return super().examine(candidate)
+
+
+def test_a_file_that_kills_its_worker_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = made(tmp_path / "source", "a", "killer", "z")
+    monkeypatch.setattr(engine, "Judge", FragileJudge)
+    with Workers(1) as workers:
+        found = judged(survey("d", folder, place(folder), salt=SALT, workers=workers))
+        again = survey("d", folder, place(folder), workers=workers)
+    assert found == {
+        "a.nii.gz": ("accepted", ""),
+        "killer.nii.gz": ("rejected", "file.worker_died"),
+        "z.nii.gz": ("accepted", ""),
+    }
+    assert again.kept == 2, "a death may have been the fault of the machine: it is judged anew"
+
+
+def test_workers_find_what_one_process_finds(tmp_path: Path) -> None:
+    folder = made(tmp_path / "source", "a", "deep/b")
+    write_case(make_case(2, 1), folder / "series", "dicom")
+    (folder / "notes").write_text("no image")
+    alone = survey("d", folder, Workspace(tmp_path / "one"), salt=SALT)
+    with Workers(2) as workers:
+        together = survey("d", folder, Workspace(tmp_path / "two"), salt=SALT, workers=workers)
+    assert together.table.equals(alone.table)
+    assert together.passed == alone.passed
+
+
+def test_files_that_are_no_image_are_counted_again_when_nothing_is_read(tmp_path: Path) -> None:
+    folder = made(tmp_path / "source", "a")
+    series = write_case(make_case(2, 1), folder / "series", "dicom")
+    (series / "notes").write_text("no image")
+    (folder / "notes").write_text("no image")
+    first = survey("d", folder, place(folder), salt=SALT)
+    again = survey("d", folder, place(folder))
+    assert first.passed.other_files == again.passed.other_files == Counter({"notes": 2})
+    assert again.kept == 2
+
+
+def test_a_list_is_taken_exactly(tmp_path: Path) -> None:
+    folder = made(tmp_path / "source", "a", "b", "c")
+    listed = {
+        "training": [{"image": "./a.nii.gz", "label": "labels/a.nii.gz"}],
+        "validation": ["b.nii.gz", "gone.nii.gz"],
+    }
+    (folder / "list.json").write_text(json.dumps(listed))
+    found = survey("d", folder, place(folder), salt=SALT, list_file=folder / "list.json")
+    assert {(row.source, row.split, row.code) for row in found.rows} == {
+        ("a.nii.gz", "training", ""),
+        ("b.nii.gz", "validation", ""),
+        ("gone.nii.gz", "validation", "list.missing"),
+    }
+
+
+def test_a_card_corrects_values_by_its_table(tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    sound = body_volume(seed=1)
+    write_nifti(folder / "a_1.nii.gz", (sound + 8192).astype(np.int16))
+    write_nifti(folder / "b_1.nii.gz", (body_volume(seed=2) + 8192).astype(np.int16))
+    (folder / "meta.csv").write_text("name,slope,offset\na_1.nii.gz,1,-8192\n")
+    rule = {
+        "table": "meta.csv",
+        "key": "name",
+        "slope": "slope",
+        "intercept": "offset",
+        "reason": "stored without their rescale",
+    }
+    card = Card.model_validate(generic_card("d").model_dump() | {"rescale": rule})
+    plain = survey("d", folder, Workspace(tmp_path / "plain"), salt=SALT)
+    assert {verdict for verdict, _ in judged(plain).values()} == {"rejected"}
+    found = survey(card, folder, Workspace(tmp_path / "corrected"), salt=SALT)
+    assert judged(found) == {
+        "a_1.nii.gz": ("warned", "card.rescaled"),
+        "b_1.nii.gz": ("rejected", "card.rescale_missing"),
+    }
+    assert {(row.slope, row.intercept) for row in found.rows if row.source == "a_1.nii.gz"} == {
+        (1.0, -8192.0)
+    }
+    (folder / "meta.csv").unlink()
+    with pytest.raises(ConfigError, match=r"meta\.csv"):
+        survey(card, folder, Workspace(tmp_path / "missing"), salt=SALT)
+
+
+def test_every_check_of_a_case_can_be_shown(tmp_path: Path) -> None:
+    folder = made(tmp_path / "source", "a")
+    write_nifti(folder / "thin.nii.gz", body_volume((40, 36, 8)))
+    workspace = place(folder)
+    survey("d", folder, workspace, salt=SALT)
+    sound = explain(workspace, "d", "a.nii.gz")
+    outcomes = {line.code: line.outcome for line in sound.lines}
+    assert set(outcomes.values()) == {Outcome.PASSED}
+    assert {"nifti.truncated", "geometry.spacing", "hu.not_calibrated"} <= set(outcomes)
+    assert not any(code.startswith("dicom.") for code in outcomes)
+    thin = explain(workspace, "d", "thin.nii.gz")
+    lines = {line.code: line for line in thin.lines}
+    assert lines["geometry.too_small"].outcome is Outcome.FAILED
+    assert "8" in lines["geometry.too_small"].measured
+    assert lines["hu.not_calibrated"].outcome is Outcome.NOT_REACHED
+    with pytest.raises(ManifestError, match="has no case"):
+        explain(workspace, "d", "other.nii.gz")
+
+
+def test_folders_of_pickles_are_not_entered(tmp_path: Path) -> None:
+    folder = made(tmp_path / "source", "a", "cache/b")
+    discovery = Discovery(folder, generic_card("d"))
+    assert [item.key for item in discovery] == ["a.nii.gz"]
+    assert discovery.passed.skipped_folders == ["cache"]
