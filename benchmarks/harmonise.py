@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -243,23 +243,12 @@ def in_process(*arguments: object) -> dict[str, float]:
     return result
 
 
-def phantoms(count: int, folder: Path) -> list[Path]:
-    """Clinical phantoms as ``.nii.gz``."""
+def phantom(index: int, size: Literal["small", "clinical"], stem: Path) -> Path:
+    """A phantom as ``.nii.gz``."""
     from prect.phantom import make_case  # noqa: PLC0415
     from prect.phantom.write import write_case  # noqa: PLC0415
 
-    return [
-        write_case(make_case(SEED, n, size="clinical"), folder / f"phantom{n}", "nifti")
-        for n in range(count)
-    ]
-
-
-def small_volume(folder: Path) -> Path:
-    """A volume that every arm reads first, for what is imported or made ready on first use."""
-    from prect.phantom import make_case  # noqa: PLC0415
-    from prect.phantom.write import write_case  # noqa: PLC0415
-
-    return write_case(make_case(SEED, 0, size="small"), folder / "first", "nifti")
+    return write_case(make_case(SEED, index, size=size), stem, "nifti")
 
 
 def run_all(files: Sequence[Path], repeat: int, first: Path, console: Console) -> list[Run]:
@@ -379,7 +368,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--arm", choices=[*ARMS, "compare"], help=argparse.SUPPRESS)
     parser.add_argument("--first", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if len({file.name for file in options.files}) < len(options.files):
+        parser.error("two of the files have one name, and names tell them apart in the tables")
+    return options
 
 
 def main() -> None:
@@ -395,8 +387,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with console.status("making phantoms"):
-            files = [*phantoms(options.phantoms, folder), *options.files]
-            first = small_volume(folder)
+            made = range(options.phantoms)
+            files = [phantom(n, "clinical", folder / f"phantom{n}") for n in made]
+            files += options.files
+            # Read first by every process, for what is imported or made ready on first use.
+            first = phantom(0, "small", folder / "first")
         runs = run_all(files, options.repeat, first, console)
         with console.status("comparing voxels"):
             equality = {

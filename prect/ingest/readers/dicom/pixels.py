@@ -31,7 +31,7 @@ from pydicom.uid import (
 )
 
 from prect.errors import VolumeError
-from prect.ingest.harmonise import PADDING_HU
+from prect.ingest.resample import PADDING_HU
 from prect.ingest.readers.dicom.geometry import Placed
 from prect.ingest.readers.dicom.headers import Slice
 from prect.units import HU_MIN
