@@ -31,9 +31,9 @@ from pydicom.uid import (
 )
 
 from prect.errors import VolumeError
-from prect.ingest.resample import PADDING_HU
 from prect.ingest.readers.dicom.geometry import Placed
 from prect.ingest.readers.dicom.headers import Slice
+from prect.ingest.resample import PADDING_HU
 from prect.units import HU_MIN
 
 _PIXEL_MODULE: list[BaseTag | int] = [
