@@ -106,6 +106,8 @@ def stored_row(store: Path) -> CacheRow:
 def is_current(job: Job) -> bool:
     """Whether the store is there, whole in size, and built from this source with this profile.
 
+    The source is the same when its bytes are, and what ingest made of them: ids, geometry, HU.
+
     Raises:
         StoreVersionError: another release wrote it; it must not be overwritten unasked.
     """
@@ -119,9 +121,16 @@ def is_current(job: Job) -> bool:
         return False
     if sizes != [level.shard_bytes for level in attributes.levels]:
         return False
-    return (attributes.profile_digest, attributes.source_digest) == (
-        job.profile.digest,
-        job.source.source_digest,
+    source = job.source
+    origin = attributes.source
+    return (
+        attributes.profile_digest == job.profile.digest
+        and attributes.source_digest == source.source_digest
+        # What the card says of the same bytes may have changed since.
+        and (attributes.patient, attributes.series) == (source.patient, source.series)
+        and (origin.slope, origin.intercept) == (source.slope, source.intercept)
+        and (origin.shape, origin.orientation) == (source.shape, source.orientation)
+        and np.allclose(origin.spacing, source.spacing, rtol=0, atol=1e-6)
     )
 
 
@@ -163,6 +172,8 @@ def _write(job: Job, volume: Volume, harmonised: Harmonised) -> None:
                 shape=volume.shape,
                 spacing=(i, j, k),
                 orientation=orientation_of(volume.affine),
+                slope=source.slope,
+                intercept=source.intercept,
             ),
             body_box=BodyBox(offset=harmonised.box_offset, full_shape=harmonised.full_shape),
             hu_percentiles={

@@ -76,6 +76,9 @@ class SourceAttributes(_Frozen):
     shape: Triple
     spacing: Vector
     orientation: str
+    slope: float = 1.0
+    intercept: float = 0.0
+    """HU = slope * decoded value + intercept: a correction that the data set's card asked for."""
 
 
 class BodyBox(_Frozen):

@@ -141,6 +141,8 @@ def ingest(
         raise typer.BadParameter(
             "give DATASET and --source DIR, or --all and --root DIR (see prect ingest --help)"
         )
+    if dry_run and (added or dropped):
+        raise typer.BadParameter("benchmarks are set for the workspace; leave --dry-run out")
     found: list[Survey] = []
     absent: list[Card] = []
     with Workers(workers or os.cpu_count() or 1, scheduler) as processes:
@@ -149,7 +151,7 @@ def ingest(
             found, absent = _all(root, options)
         elif source is not None:
             found = [_ingest(_card(_one(dataset, "--source")), source, list_file, options)]
-    if (added or dropped) and not dry_run:
+    if added or dropped:
         found = _benchmarks(added, dropped, found, options)
     _show(found, absent, options, as_set=every)
     if strict and any(survey.usable < len(survey.table) for survey in found):

@@ -12,11 +12,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from prect.errors import WorkspaceError
+from prect.errors import ManifestError, WorkspaceError
 from prect.ingest.readers import DETACHED, FORMAT_OF, READERS
 from prect.manifests.cards import Card, Sort
 from prect.manifests.lists import ListEntry, locate
@@ -129,7 +129,7 @@ class Discovery:
                 self.passed.other_files["._*"] += 1  # what macOS leaves beside copied files
             elif kind is not None and kind in READERS:
                 if self._wanted(key, folder):
-                    parts = listing.files if suffix in DETACHED else [file]
+                    parts = listing.beside(file.name) if suffix in DETACHED else [file]
                     yield Item(key, kind, bytes=file.bytes, state=_state(parts))
             elif kind is not None:
                 yield Item(key, kind, state=_state([file]))
@@ -178,6 +178,21 @@ class _Listing:
     files: list[_File] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     """Symbolic links that lead nowhere."""
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[_File]]:
+        stems: dict[str, list[_File]] = {}
+        for file in self.files:
+            stems.setdefault(file.name.partition(".")[0], []).append(file)
+        return stems
+
+    def beside(self, header: str) -> list[_File]:
+        """The files whose name begins as that of a detached header: its voxels are among them.
+
+        All of the folder's where there is no other, since the voxels have another name then.
+        """
+        alike = self._by_stem[header.partition(".")[0]]
+        return alike if len(alike) > 1 else self.files
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -235,36 +250,53 @@ class ListedItems:
         self.passed = Passed()
 
     def __iter__(self) -> Iterator[Item]:
+        """The items, each once; DICOM files of one folder are one item.
+
+        Raises:
+            ManifestError: an image is listed under two splits.
+        """
+        items: dict[str, Item] = {}
         for entry in self.entries:
+            item = self._item(entry)
+            before = items.setdefault(item.key, item)
+            if before.split != item.split:
+                raise ManifestError(
+                    f"the list names {entry.path} under {before.split!r} and {item.split!r}, and "
+                    "a volume can have one split only; take it out of one of them"
+                )
+            if item.kind == "dicom":
+                names = tuple(sorted({*before.names, *item.names}))
+                items[item.key] = replace(before, names=names)
+        for item in items.values():
+            yield self._with_state(item) if item.kind == "dicom" else item
+
+    def _item(self, entry: ListEntry) -> Item:
+        try:
             path = locate(entry, self.root, self.list_folder, self.card)
             if path is None or not path.is_relative_to(self.root):
-                yield Item(entry.path, "missing", split=entry.split)
-            elif path.is_dir():
-                yield self._folder(path, entry.split)
-            else:
-                yield self._file(path, entry.split)
+                return Item(entry.path, "missing", split=entry.split)
+            key = path.relative_to(self.root).as_posix()
+            if path.is_dir():
+                names = tuple(other.name for other in path.iterdir() if other.is_file())
+                return Item(_key(key), "dicom", names, split=entry.split)
+            return self._file(path, key, entry.split)
+        except OSError:  # a name that no file can have, or a folder that cannot be listed
+            return Item(entry.path, "missing", split=entry.split)
 
-    def _file(self, path: Path, split: str) -> Item:
-        key = path.relative_to(self.root).as_posix()
+    def _file(self, path: Path, key: str, split: str) -> Item:
         suffix = _suffix(path.name)
-        beside = path.parent.iterdir() if suffix in DETACHED else [path]
-        files = [_file(other) for other in sorted(beside) if other.is_file()]
         kind = FORMAT_OF.get(suffix)
         if kind is None:
-            folder, _, name = key.rpartition("/")
-            return Item(_key(folder), "dicom", (name,), files[0].bytes, _state(files), split)
-        return Item(key, kind, bytes=path.stat().st_size, state=_state(files), split=split)
+            return Item(_key(key.rpartition("/")[0]), "dicom", (path.name,), split=split)
+        listing = _Listing([], [_file(path)])
+        if suffix in DETACHED:
+            listing = _Listing([], [_file(o) for o in sorted(path.parent.iterdir()) if o.is_file()])
+        size = path.stat().st_size
+        return Item(key, kind, (), size, _state(listing.beside(path.name)), split)
 
-    def _folder(self, path: Path, split: str) -> Item:
-        files = [_file(other) for other in sorted(path.iterdir()) if other.is_file()]
-        return Item(
-            _key(path.relative_to(self.root).as_posix()),
-            "dicom",
-            tuple(file.name for file in files),
-            sum(file.bytes for file in files),
-            _state(files),
-            split,
-        )
+    def _with_state(self, item: Item) -> Item:
+        files = [_file(self.root / item.key / name) for name in item.names]
+        return replace(item, bytes=sum(file.bytes for file in files), state=_state(files))
 
 
 def _file(path: Path) -> _File:

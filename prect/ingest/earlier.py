@@ -67,6 +67,16 @@ class Earlier:
         self._kept[item.key] = item.state, item.split
         return len(self._entries[item.key].rows)
 
+    def keep_below(self, folder: str) -> int:
+        """Take over what lay in a folder that cannot be listed now; returns how many rows."""
+        rows = 0
+        for key, entry in self._entries.items():
+            if key.startswith(folder) and key not in self._kept and key != folder:
+                first = entry.rows[0]
+                self._kept[key] = entry.state, self.table["split"][first].as_py()
+                rows += len(entry.rows)
+        return rows
+
     def known(self, item: Item) -> tuple[Known, ...]:
         """The item's rows, where a comparison of contents can decide; else nothing."""
         entry = self._judged_alike(item)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypedDict
 
 from prect.errors import VolumeError
 from prect.ingest.checks import geometry_findings, voxel_findings
@@ -25,7 +26,7 @@ from prect.ingest.findings import (
 from prect.ingest.fingerprint import sketch, voxel_digest
 from prect.ingest.readers import READERS, Header
 from prect.ingest.readers.dicom import DicomReader, Slice, group_slices, read_slices
-from prect.ingest.rescale import Rescale, rescaled
+from prect.ingest.rescale import Rescale, rescaled, rules_digest
 from prect.ingest.volume import Volume, orientation_of, spacing_of
 from prect.manifests.cards import Card
 from prect.manifests.codes import Effect
@@ -33,10 +34,19 @@ from prect.manifests.sources import SourceRow, Verdict
 
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima", "")
 """Names whose content may be DICOM without the magic word of part 10."""
+_PASSING = {"file.unreadable", "file.unexpected", "file.worker_died", "dicom.undecodable"}
+"""What may be the fault of the disk, the memory or a missing decoder: the item is never taken for
+unchanged, so that the next ingest looks at it again."""
 _INCOMPLETE = failed(
     "dicom.incomplete_folder",
     "another DICOM file of the folder cannot be read; slices at the ends may be missing",
 )
+
+
+class _Ids(TypedDict):
+    patient: str
+    study: str
+    series: str
 
 
 @dataclass(frozen=True)
@@ -69,12 +79,14 @@ class Examination:
     """All that judging a candidate brought to light."""
 
     findings: list[Finding] = field(default_factory=list)
-    """Every check made, passed ones too, in order; ends where one rejected."""
+    """Every check made, passed ones too, in order; the first that rejects decides."""
     header: Header | None = None
     volume: Volume | None = None
     """In HU; ``None`` when it was rejected before its voxels were read."""
     slope: float = 1.0
     intercept: float = 0.0
+    voxel_digest: str = ""
+    sketch: bytes = b""
 
     @property
     def rejection(self) -> Finding | None:
@@ -98,12 +110,15 @@ class Judge:
         card: limits, patterns and corrections.
         root: folder that sources are relative to.
         salt: secret for hashed ids.
+
+    Raises:
+        ConfigError: the card names a table that cannot be read.
     """
 
     def __init__(self, card: Card, root: Path, salt: str) -> None:
         self.card = card
         self.root = root
-        self.rules = card.digest_of_rules
+        self.rules = rules_digest(card, root)
         self._key = hashlib.blake2b(salt.encode()).digest()
 
     @cached_property
@@ -122,8 +137,11 @@ class Judge:
             # Libraries warn of oddities on every file; the checks decide which of them matter.
             warnings.simplefilter("ignore")
             for item in items:
-                for candidate in self.candidates(item, judged.other_files):
-                    judged.rows.append(self.row(item, candidate))
+                candidates = self.candidates(item, judged.other_files)
+                rows = [self.row(item, candidate) for candidate in candidates]
+                if any(row.judged_code in _PASSING for row in rows):
+                    rows = [replace(row, state="") for row in rows]
+                judged.rows += rows
         return judged
 
     def died(self, item: Item) -> SourceRow:
@@ -172,7 +190,7 @@ class Judge:
             numbers[series] += 1
 
     def examine(self, candidate: Candidate) -> Examination:
-        """Make every check until one rejects; never raises for what is wrong with the files."""
+        """Make every check, as far as the files can be read; never raises for what is wrong."""
         examination = Examination()
         try:
             self._examine(candidate, examination)
@@ -203,8 +221,7 @@ class Judge:
         examination.header = header
         examination.findings += header.findings
         examination.findings += geometry_findings(header, self.card.limits)
-        if examination.rejection is not None:
-            return
+        # Read even when that rejected it: copies of a test set are to be found all the same.
         volume = reader.read(header)
         examination.findings += volume.findings[len(header.findings) :]
         if line is not None:
@@ -214,6 +231,8 @@ class Judge:
             examination.findings.append(failed("card.rescaled", formula, formula))
         examination.findings += voxel_findings(volume, self.card.limits)
         examination.volume = volume
+        examination.voxel_digest = voxel_digest(volume)
+        examination.sketch = sketch(volume)
 
     def row(self, item: Item, candidate: Candidate) -> SourceRow:
         """The row of one candidate."""
@@ -228,13 +247,12 @@ class Judge:
             slope=examination.slope,
             intercept=examination.intercept,
             warnings=tuple(finding.code for finding in remarks),
+            voxel_digest=examination.voxel_digest,
+            sketch=examination.sketch,
         )
-        volume = examination.volume
-        if volume is not None:
-            row = replace(row, source_digest=volume.source_digest)
-            if examination.rejection is None:
-                row = replace(row, voxel_digest=voxel_digest(volume), sketch=sketch(volume))
-        return row
+        if examination.volume is None:
+            return row
+        return replace(row, source_digest=examination.volume.source_digest)
 
     def _bare_row(self, item: Item, candidate: Candidate, header: Header | None) -> SourceRow:
         """What the files and their headers say, without a verdict."""
@@ -260,16 +278,13 @@ class Judge:
             item=_printable(item.key),
             state=item.state,
             rules=self.rules,
-            patient=self._patient(candidate, header),
+            **self._ids(candidate, header),
         )
         if header is None:
             return row
         i, j, k = (float(s) for s in spacing_of(header.affine))
-        series = self.card.series_of(candidate.source) or header.series_id
         return replace(
             row,
-            study=self.hashed("study", header.study_id) if header.study_id else "",
-            series=self.hashed("series", series) if series else "",
             stack=self.hashed("stack", header.stack) if header.stack else "",
             kind=header.kind,
             shape=header.shape,
@@ -289,13 +304,23 @@ class Judge:
             part = f"{candidate.slices[0].series_uid}\x1f{candidate.number}"
         return self.hashed("case", self.card.name, candidate.source, part)
 
-    def _patient(self, candidate: Candidate, header: Header | None) -> str:
-        """Hashed patient id; a file that names no patient is a patient of its own."""
-        name = self.card.name
-        patient = self.card.patient_of(candidate.source) or (header.patient_id if header else "")
-        if patient:
-            return self.hashed("patient", name, patient)
-        return self.hashed("patient", name, "", candidate.source)
+    def _ids(self, candidate: Candidate, header: Header | None) -> _Ids:
+        """Hashed ids; what names no patient belongs to the patient of its study, or to its own."""
+        name, source = self.card.name, candidate.source
+        patient, study, series = "", "", ""
+        if header is not None:
+            patient, study, series = header.patient_id, header.study_id, header.series_id
+        elif candidate.slices:
+            first = candidate.slices[0]
+            patient, study, series = first.patient_id, first.study_uid, first.series_uid
+        patient = self.card.patient_of(source) or patient
+        series = self.card.series_of(source) or series
+        own = (patient,) if patient else ("", study) if study else ("", "", source)
+        return {
+            "patient": self.hashed("patient", name, *own),
+            "study": self.hashed("study", study) if study else "",
+            "series": self.hashed("series", series) if series else "",
+        }
 
 
 def _verdict(decisive: Finding | None) -> Verdict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,22 @@ from prect.errors import ConfigError, VolumeError
 from prect.ingest.volume import Volume
 from prect.manifests.cards import Card, RescaleTable
 
+RULES_VERSION = 1
+"""Raised when a reader or a check says another thing of the same file: all is judged again."""
 Line = tuple[float, float]
 """Slope and intercept."""
+
+
+def rules_digest(card: Card, root: Path) -> str:
+    """Digest of all that a judgement depends on besides the files: the card, and its table.
+
+    Raises:
+        ConfigError: the table is missing.
+    """
+    digest = hashlib.blake2b(f"{RULES_VERSION}\x1f{card.digest_of_rules}".encode(), digest_size=8)
+    if isinstance(card.rescale, RescaleTable):
+        digest.update(_bytes(root / card.rescale.table))
+    return digest.hexdigest()
 
 
 class Rescale:
@@ -79,3 +94,10 @@ def _read(path: Path, rule: RescaleTable) -> dict[str, Line]:
         raise ConfigError(
             f"{path} holds a slope or intercept that is no number: {error}"
         ) from error
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"the card's table {path} cannot be read: {error.strerror}") from error

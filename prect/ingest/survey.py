@@ -15,7 +15,7 @@ import pyarrow as pa
 from distributed import Client
 
 from prect.cluster import Workers, run_bounded
-from prect.errors import ManifestError
+from prect.errors import ManifestError, VolumeError
 from prect.ingest.discover import UNREADABLE, Discovery, Item, ListedItems, Passed
 from prect.ingest.earlier import Earlier, Journal, Known, newest_first
 from prect.ingest.judge import Judge
@@ -36,6 +36,8 @@ from prect.manifests.sources import (
 from prect.workspace import Workspace, check_name
 
 _BATCH_BYTES = 64_000_000
+_MANY = 10
+"""Candidates that may go at once without a question, as long as others stay."""
 _BATCH_FILES = 400
 """A batch is what one worker takes at a time: a few seconds of work."""
 
@@ -273,6 +275,8 @@ class _Run:
             if not self.rehash and self.earlier.unchanged(item):
                 self._keep(item)
                 continue
+            if item.kind == "folder":  # what lies below may be there all the same
+                self.kept += self.earlier.keep_below(item.key)
             if item.kind in UNREADABLE:  # nothing is opened for these
                 self._take(judge_batch(self.judge, self._batch([item])))
                 continue
@@ -308,10 +312,11 @@ def _same_content(root: Path, item: Item, known: tuple[Known, ...]) -> bool:
     for row in known:
         base = root / row.source
         paths = [base / member for member in row.members] or [base]
-        if not row.digest or not all(path.is_file() for path in paths):
-            return False
-        if READERS[row.format].digest(paths) != row.digest:
-            return False
+        try:
+            if not row.digest or READERS[row.format].digest(paths) != row.digest:
+                return False
+        except (VolumeError, OSError):
+            return False  # judging it again finds out why
         files.update(paths)
     return all(root / item.key / name in files for name in item.names)
 
@@ -332,8 +337,10 @@ def _still_there(before: pa.Table, after: pa.Table) -> np.ndarray[tuple[int], np
 def _refuse_loss(before: pa.Table, after: pa.Table, root: Path) -> None:
     """An unmounted disk or a wrong folder must not wipe out what is known of a data set."""
     cases = set(before["case"].to_pylist())
-    if cases and not cases & set(after["case"].to_pylist()):
+    gone = len(cases - set(after["case"].to_pylist()))
+    if gone and (gone == len(cases) or (gone >= _MANY and gone > len(cases) / 2)):
         raise ManifestError(
-            f"none of the {len(cases)} candidates of the earlier manifest lies under {root}; "
-            "is the disk mounted and the folder right? To replace the manifest, give --replace"
+            f"{gone} of the {len(cases)} candidates of the earlier manifest no longer lie under "
+            f"{root}; is the disk mounted and the folder right? To replace the manifest, give "
+            "--replace"
         )

@@ -29,7 +29,7 @@ from prect.workspace import check_name
 PICKLES = "cache"
 """Folders of this name hold pickled tensors in the distributed tree; nothing in them is listed."""
 USUAL_LABELS = ("label*", "mask*", "seg*", "*_label*", "*_mask*", "*_seg*")
-"""What collections call their label maps, and the folders of these."""
+"""What collections call their label maps, and (those without ``*`` in front) their folders."""
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr")
 """Files of formats other than DICOM, whose files may have any name."""
 
@@ -115,7 +115,8 @@ class Layout(_Part):
     dicom: bool = False
     """Whether DICOM files are taken, in any folder and of any name."""
     labels: tuple[Glob, ...] = USUAL_LABELS
-    """Files and folders that hold label maps; upper and lower case are the same here."""
+    """Files and folders that hold label maps; upper and lower case are the same here. A pattern
+    with ``*`` in front is for files only."""
 
     def takes(self, path: str) -> bool:
         """Whether a file, or a folder of DICOM files, holds an image, labels aside."""

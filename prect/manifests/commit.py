@@ -23,7 +23,7 @@ from prect.workspace import Workspace
 
 _DECIDED = ("verdict", "code", "reason", "duplicate_of")
 """Columns that are decided for all data sets together."""
-_LEFT_OUT = {"root", "members", "state", "rules", "warnings"}
+_LEFT_OUT = {"root", "members", "state", "rules"}
 """Columns that no decision looks at; they need not be read for that."""
 _FORGOTTEN = {"sketch", "members"}
 """Columns that history does without, since they are large and can be made again."""

@@ -39,8 +39,16 @@ def matches(globs: tuple[str, ...], path: str) -> bool:
 
 
 def matches_on_the_way(globs: tuple[str, ...], path: str) -> bool:
-    """Whether one of the patterns matches the path or a folder on its way, in either case."""
-    return _compiled(globs, r"(?:/|\Z)", re.IGNORECASE).search(path) is not None
+    """Whether one of the patterns matches the path or a folder on its way, in either case.
+
+    A pattern that begins with ``*`` is held against the path alone: folders are called
+    ``Medical_Segmentation_Decathlon`` and the like.
+    """
+    of_folders = tuple(glob for glob in globs if not glob.startswith("*"))
+    return bool(
+        _compiled(of_folders, r"(?:/|\Z)", re.IGNORECASE).search(path)
+        or _compiled(globs, r"\Z", re.IGNORECASE).search(path)
+    )
 
 
 def _regex_of(pattern: str) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from prect.errors import ManifestError
 from prect.manifests.parquet import read_table, write_table
+from prect.manifests.sources import read_source_table, usable
 from prect.workspace import Workspace
 
 
@@ -145,8 +146,24 @@ _TABLE_COLUMNS = [
 ]
 
 
+def _still_usable(workspace: Workspace, dataset: str, cases: pa.ChunkedArray) -> pa.Array:
+    """(N,) bool, False for stored cases that ingest has decided against since they were built.
+
+    A data set that came without its source manifest, as stores that are passed on do, is
+    taken as it is.
+    """
+    path = workspace.sources(dataset)
+    if not path.exists():
+        return pa.array(np.ones(len(cases), dtype=np.bool_))
+    decided = read_source_table(path, ["case", "verdict"])
+    against = set(decided["case"].filter(pa.array(~usable(decided))).to_pylist())
+    return pa.array([case not in against for case in cases.to_pylist()], pa.bool_())
+
+
 def load_cache_table(workspace: Workspace, datasets: Sequence[str]) -> CacheTable:
     """Load the cache manifests of ``datasets`` as one table.
+
+    Volumes that ingest has made duplicates or excluded since they were built are left out.
 
     Raises:
         ManifestError: no data set is named, one has no cache manifest, or all are empty.
@@ -161,7 +178,8 @@ def load_cache_table(workspace: Workspace, datasets: Sequence[str]) -> CacheTabl
                 f"data set {dataset!r} has no stores in {workspace.root}; "
                 f"run: prect build-cache {dataset}"
             )
-        tables.append(read_table(path, CACHE_SCHEMA, _TABLE_COLUMNS))
+        table = read_table(path, CACHE_SCHEMA, _TABLE_COLUMNS)
+        tables.append(table.filter(_still_usable(workspace, dataset, table["case"])))
     table = pa.concat_tables(tables).combine_chunks()
     if table.num_rows == 0:
         raise ManifestError(

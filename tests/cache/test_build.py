@@ -21,6 +21,8 @@ from prect.cache.reader import StoreReader
 from prect.cluster import cluster
 from prect.errors import ClusterError, ConfigError, ManifestError, WorkspaceError
 from prect.ingest.survey import survey
+from prect.manifests.cards import Card, generic_card
+from prect.manifests.commit import set_excluded_benchmarks
 from prect.manifests.limits import Limits
 from prect.manifests.sources import read_sources
 from prect.manifests.status import dataset_status
@@ -146,6 +148,44 @@ def test_another_profile_or_another_source_makes_a_store_stale(
     assert isinstance(convert(plan.todo[0]), CacheRow)
     assert is_current(plan.todo[0])
     assert row.case == built.survey.rows[0].case
+
+
+def test_a_corrected_card_makes_a_store_stale(tmp_path: Path) -> None:
+    """The same bytes, but other HU and another patient."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    write_nifti(folder / "p1_a.nii.gz", (body_volume() + 100).astype(np.int16))
+    workspace = Workspace(tmp_path / "workspace")
+    rule = {"slope": 1.0, "intercept": -50.0, "reason": "-"}
+    card = Card.model_validate(generic_card("one").model_dump() | {"rescale": rule})
+    survey(card, folder, workspace, salt=SALT)
+    assert isinstance(convert(make_plan("one", workspace, PROFILE).todo[0]), CacheRow)
+    assert not make_plan("one", workspace, PROFILE).todo
+    for change in (
+        {"rescale": rule | {"intercept": -100.0}},
+        {"patient": r"(?P<patient>p\d)_"},
+    ):
+        card = Card.model_validate(card.model_dump() | change)
+        survey(card, folder, workspace)
+        (job,) = make_plan("one", workspace, PROFILE).todo
+        assert isinstance(convert(job), CacheRow)
+    with StoreReader(job.store) as reader:
+        assert reader.attributes.source.intercept == -100.0
+        assert reader.attributes.patient == job.source.patient
+
+
+def test_training_leaves_out_what_ingest_has_since_decided_against(tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for seed, name in enumerate("ab"):
+        write_nifti(folder / f"{name}.nii.gz", body_volume(seed=seed))
+    built = ingest_and_build(tmp_path / "workspace", folder, "one", workers=1)
+    assert len(load_cache_table(built.workspace, ["one"])) == 2
+    set_excluded_benchmarks(built.workspace, ["one"])
+    with pytest.raises(ManifestError):
+        load_cache_table(built.workspace, ["one"])
+    set_excluded_benchmarks(built.workspace, [])
+    assert len(load_cache_table(built.workspace, ["one"])) == 2
 
 
 def ingested(tmp_path: Path, *names: str) -> tuple[Workspace, Path]:

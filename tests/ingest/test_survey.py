@@ -9,7 +9,9 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
+import SimpleITK as sitk
 
 import prect.ingest.survey as engine
 from prect.cluster import Workers
@@ -221,6 +223,8 @@ def test_a_card_corrects_values_by_its_table(tmp_path: Path) -> None:
 def test_every_check_of_a_case_can_be_shown(tmp_path: Path) -> None:
     folder = made(tmp_path / "source", "a")
     write_nifti(folder / "thin.nii.gz", body_volume((40, 36, 8)))
+    short = write_nifti(folder / "short.nii.gz", body_volume(seed=5))
+    short.write_bytes(short.read_bytes()[:-9000])
     workspace = place(folder)
     survey("d", folder, workspace, salt=SALT)
     sound = explain(workspace, "d", "a.nii.gz")
@@ -232,7 +236,9 @@ def test_every_check_of_a_case_can_be_shown(tmp_path: Path) -> None:
     lines = {line.code: line for line in thin.lines}
     assert lines["geometry.too_small"].outcome is Outcome.FAILED
     assert "8" in lines["geometry.too_small"].measured
-    assert lines["hu.not_calibrated"].outcome is Outcome.NOT_REACHED
+    short_lines = {line.code: line for line in explain(workspace, "d", "short.nii.gz").lines}
+    assert short_lines["nifti.truncated"].outcome is Outcome.FAILED
+    assert short_lines["hu.not_calibrated"].outcome is Outcome.NOT_REACHED
     with pytest.raises(ManifestError, match="has no case"):
         explain(workspace, "d", "other.nii.gz")
 
@@ -242,3 +248,107 @@ def test_folders_of_pickles_are_not_entered(tmp_path: Path) -> None:
     discovery = Discovery(folder, generic_card("d"))
     assert [item.key for item in discovery] == ["a.nii.gz"]
     assert discovery.passed.skipped_folders == ["cache"]
+
+
+def test_a_corrected_table_judges_its_files_again(tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    write_nifti(folder / "a.nii.gz", (body_volume(seed=1) + 100).astype(np.int16))
+    rule = {"table": "t.csv", "key": "name", "slope": "slope", "intercept": "offset", "reason": "-"}
+    card = Card.model_validate(generic_card("d").model_dump() | {"rescale": rule})
+    for offset in (-50, -100):
+        (folder / "t.csv").write_text(f"name,slope,offset\na,1,{offset}\n")
+        (row,) = survey(card, folder, place(folder), salt=SALT).rows
+        assert row.intercept == offset
+
+
+def test_a_fault_of_the_disk_is_not_held_against_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = made(tmp_path / "source", "a")
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("prect.ingest.readers.nifti.NiftiReader.read", fail)
+        first = survey("d", folder, place(folder), salt=SALT)
+    assert judged(first) == {"a.nii.gz": ("rejected", "file.unreadable")}
+    assert judged(survey("d", folder, place(folder))) == {"a.nii.gz": ("accepted", "")}
+
+
+def test_rehash_survives_a_file_that_lost_its_data(tmp_path: Path) -> None:
+    folder = made(tmp_path / "source", "a")
+    image = sitk.GetImageFromArray(body_volume(seed=8))
+    image.SetSpacing((2.0, 2.0, 2.0))
+    sitk.WriteImage(image, str(folder / "b.mhd"))
+    survey("d", folder, place(folder), salt=SALT)
+    (folder / "b.raw").unlink()
+    again = survey("d", folder, place(folder), rehash=True)
+    assert judged(again) == {
+        "a.nii.gz": ("accepted", ""),
+        "b.mhd": ("rejected", "metaimage.missing_data"),
+    }
+
+
+def test_a_detached_header_depends_on_its_own_data_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for seed, name in enumerate("ab"):
+        image = sitk.GetImageFromArray(body_volume(seed=seed))
+        image.SetSpacing((2.0, 2.0, 2.0))
+        sitk.WriteImage(image, str(folder / f"{name}.mhd"))
+    survey("d", folder, place(folder), salt=SALT)
+    (folder / "README").write_text("new")
+    os.utime(folder / "b.raw", (1, 1))
+    again = survey("d", folder, place(folder))
+    assert again.kept == 1
+
+
+def test_files_of_one_series_in_a_list_are_one_item(tmp_path: Path) -> None:
+    folder = made(tmp_path / "source")
+    series = write_case(make_case(2, 0), folder / "series", "dicom")
+    paths = [f"series/{path.name}" for path in sorted(series.iterdir())]
+    (folder / "list.json").write_text(json.dumps({"training": paths}))
+    for kept in (0, 1):
+        found = survey("d", folder, place(folder), salt=SALT, list_file=folder / "list.json")
+        assert found.kept == kept
+        (row,) = found.rows
+        assert (row.verdict, len(row.members)) == ("accepted", len(paths))
+
+
+def test_odd_entries_of_a_list_end_nothing(tmp_path: Path) -> None:
+    folder = made(tmp_path / "source", "a")
+    listed = {"training": ["a.nii.gz", "a.nii.gz", "n" * 300 + ".nii.gz"]}
+    (folder / "list.json").write_text(json.dumps(listed))
+    found = survey("d", folder, place(folder), salt=SALT, list_file=folder / "list.json")
+    assert sorted(row.code for row in found.rows) == ["", "list.missing"]
+    listed = {"training": ["a.nii.gz"], "validation": ["./a.nii.gz"]}
+    (folder / "list.json").write_text(json.dumps(listed))
+    with pytest.raises(ManifestError, match="one split only"):
+        survey("d", folder, place(folder), list_file=folder / "list.json")
+
+
+def test_half_a_data_set_does_not_go_unasked(tmp_path: Path) -> None:
+    names = [f"{part}/{number}" for part in "ab" for number in range(10)]
+    folder = made(tmp_path / "source", *names, "c/0")
+    survey("d", folder, place(folder), salt=SALT)
+    shutil.rmtree(folder / "a")
+    (folder / "c" / "0.nii.gz").unlink()
+    with pytest.raises(ManifestError, match="11 of the 21"):
+        survey("d", folder, place(folder))
+    assert len(survey("d", folder, place(folder), replace_all=True).rows) == 10
+
+
+def test_the_patient_of_a_study_without_patient_id_is_one(tmp_path: Path) -> None:
+    folder = made(tmp_path / "source")
+    for index in range(2):
+        series = write_case(make_case(2, index), folder / str(index), "dicom")
+        for path in series.iterdir():
+            data = pydicom.dcmread(path)
+            data.PatientID = ""
+            data.StudyInstanceUID = "1.2.3.4"
+            data.save_as(path)
+    rows = survey("d", folder, place(folder), salt=SALT).rows
+    assert len(rows) == 2
+    assert len({row.patient for row in rows}) == 1

@@ -484,3 +484,12 @@ def test_a_file_that_is_no_card_is_told(tmp_path: Path) -> None:
 )
 def test_patterns_hold_from_the_right(pattern: str, path: str, expected: bool) -> None:
     assert matches((check_glob(pattern),), path) is expected
+
+
+def test_a_folder_far_above_does_not_make_an_image_a_label() -> None:
+    card = find_card("MSD Pancreas")
+    assert card is not None
+    path = "Medical_Segmentation_Decathlon/Task07_Pancreas/imagesTr/pancreas_001.nii.gz"
+    assert card.sort_of(path) is Sort.IMAGE
+    assert card.sort_of(path.replace("imagesTr", "labelsTr")) is Sort.LABEL
+    assert card.sort_of(path.replace("001", "001_seg")) is Sort.LABEL

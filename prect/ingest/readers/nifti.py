@@ -38,6 +38,8 @@ _DAMAGE = Damage(truncated="nifti.truncated", checksum="nifti.checksum")
 _KINDS: tuple[tuple[Any, int], ...] = ((nib.Nifti1Header, 348), (nib.Nifti2Header, 540))
 _SPACING_CONFLICT = 0.01
 """Relative difference of pixdim and sform above which the spacing is not believed."""
+_SPACING_ROUNDING = 1e-4
+"""Relative difference of pixdim and sform that the float32 of both can bring about."""
 _SAME_PLACE = 0.5
 """Share of a voxel that qform and sform may put a corner of the volume apart."""
 _UNITS = {0: "not stated", 1: "metre", 2: "millimetre", 3: "micrometre"}
@@ -158,7 +160,7 @@ def _rescale(raw: Any) -> tuple[float, float, tuple[Finding, ...]]:
     slope, intercept = float(raw["scl_slope"]), float(raw["scl_inter"])
     measured = f"slope {slope:g}, intercept {intercept:g}"
     usable = math.isfinite(slope) and slope != 0
-    if usable and not math.isfinite(intercept):
+    if math.isinf(slope) or (usable and not math.isfinite(intercept)):
         raise VolumeError("nifti.rescale", f"{measured}: the values have no meaning")
     if usable:
         return slope, intercept, (passed("nifti.slope_zero", measured, "a slope that is not 0"),)
@@ -228,11 +230,14 @@ def _sform(raw: Any, pixdim: NDArray[np.float64]) -> tuple[Affine, Finding]:
             "nifti.spacing_conflict",
             f"pixdim says {_listed(pixdim)} mm, the sform {_listed(spacing)} mm",
         )
+    measured, limit = f"{difference:.2%} apart", f"at most {_SPACING_ROUNDING:.2%}"
+    if difference > _SPACING_ROUNDING:
+        reason = f"pixdim and sform are {measured}, {limit} is rounding; the sform is used"
+        return affine, failed("nifti.spacing_differs", reason, measured, limit)
     # float32 rows of the sform carry rounding that pixdim does not; the directions are theirs.
     with np.errstate(invalid="ignore"):  # NaN is found by `clean_affine`
         affine[:3, :3] *= pixdim / spacing
-    limit = f"at most {_SPACING_CONFLICT:.0%}"
-    return affine, passed("nifti.spacing_conflict", f"{difference:.2%} apart", limit)
+    return affine, passed("nifti.spacing_conflict", measured, f"at most {_SPACING_CONFLICT:.0%}")
 
 
 def _qform(raw: Any) -> Affine:

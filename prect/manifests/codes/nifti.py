@@ -65,6 +65,12 @@ _GEOMETRY = (
         limits=("unknown_orientation",),
     ),
     Code(
+        "nifti.spacing_differs",
+        Effect.WARN,
+        "pixdim and sform give spacings that differ by more than rounding; the sform is used.",
+        "Find out which one is right, and correct the other.",
+    ),
+    Code(
         "nifti.spacing_conflict",
         Effect.REJECT,
         "pixdim and sform differ in spacing by more than 1 %.",
