@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
 import dask
@@ -57,10 +57,11 @@ def cluster(workers: int, scheduler: str | None = None) -> Iterator[Client]:
 
 
 def _local(workers: int) -> LocalCluster:
-    # Ctrl-C reaches every process of the terminal; workers leave it to the driver, which
-    # lets them go in order. They inherit what is ignored while they start.
-    in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
+    # Ctrl-C reaches every process of the terminal; workers leave it to the driver, which lets
+    # them go in order. They and the thread that starts them inherit the mask; a Ctrl-C that
+    # comes meanwhile waits for its end. The tracker would lift the mask when it starts.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return LocalCluster(
             n_workers=workers,
@@ -71,8 +72,7 @@ def _local(workers: int) -> LocalCluster:
             silence_logs=logging.CRITICAL,
         )
     finally:
-        if before is not None:
-            signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Workers:

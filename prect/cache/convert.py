@@ -63,7 +63,12 @@ def convert(job: Job) -> CacheRow | QuarantineRow:
     except Exception as error:  # one odd file must not end the build of 160,000
         # A library's message may quote the header or a path, so only its kind is told.
         return quarantine(job, "build.unexpected", f"it fails with {type(error).__name__}")
-    _write(job, volume, harmonised)
+    try:
+        _write(job, volume, harmonised)
+    except (OSError, StoreError):
+        raise
+    except Exception as error:
+        return quarantine(job, "build.unexpected", f"storing it fails with {type(error).__name__}")
     return stored_row(job.store)
 
 

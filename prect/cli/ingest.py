@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,6 +45,17 @@ class _Options:
     replace: bool
     dry_run: bool
     json: bool
+
+
+@dataclass
+class _Everything:
+    """What became of the sources of one call."""
+
+    found: list[Survey] = field(default_factory=list)
+    absent: list[Card] = field(default_factory=list)
+    """Cards of the catalogue whose folder is not there."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Why an ingest failed, by name."""
 
 
 def ingest(
@@ -143,18 +154,22 @@ def ingest(
         )
     if dry_run and (added or dropped):
         raise typer.BadParameter("benchmarks are set for the workspace; leave --dry-run out")
-    found: list[Survey] = []
-    absent: list[Card] = []
+    if dropped:
+        _include(dropped, place)
+    everything = _Everything()
     with Workers(workers or os.cpu_count() or 1, scheduler) as processes:
         options = _Options(place, salt, rehash, processes, replace, dry_run, json)
         if root is not None and every:
-            found, absent = _all(root, options)
+            everything = _all(root, options)
         elif source is not None:
-            found = [_ingest(_card(_one(dataset, "--source")), source, list_file, options)]
-    if added or dropped:
-        found = _benchmarks(added, dropped, found, options)
-    _show(found, absent, options, as_set=every)
-    if strict and any(survey.usable < len(survey.table) for survey in found):
+            card = _card(_one(dataset, "--source"), place)
+            everything.found.append(_ingest(card, source, list_file, options))
+    kept_out = _exclude(added, everything, options) if added or dropped else None
+    _show(everything, kept_out, options, as_set=every)
+    if everything.failed:
+        raise typer.Exit(ExitCode.USER_ERROR)
+    unread = sum(entry["unread"] for entry in kept_out or ())
+    if strict and (unread or any(survey.usable < len(survey.table) for survey in everything.found)):
         raise typer.Exit(ExitCode.QUARANTINED)
 
 
@@ -164,35 +179,41 @@ def _one(dataset: str | None, option: str) -> str:
     return dataset
 
 
-def _card(dataset: str) -> Card:
-    """The card of that name or path; a card that takes everything for any other name."""
+def _card(dataset: str, place: Workspace) -> Card:
+    """The card of that path or name; that of the last ingest, or one that takes everything."""
     from prect.manifests.cards import find_card, generic_card, load_card, near_names
 
     if dataset.endswith((".yaml", ".yml")):
         return load_card(Path(dataset))
     card = find_card(dataset)
-    if card is None:
-        near = near_names(dataset)
-        hint = f" (near: {', '.join(near)})" if near else ""
-        console.print(f"no card is named {dataset!r}{hint}: every image is taken as a candidate")
-        card = generic_card(dataset)
-    return card
+    if card is not None:
+        return card
+    if dataset in place.datasets():
+        return load_card(place.card(dataset))
+    near = near_names(dataset)
+    hint = f" (near: {', '.join(near)})" if near else ""
+    console.print(f"no card is named {dataset!r}{hint}: every image is taken as a candidate")
+    return generic_card(dataset)
 
 
-def _all(root: Path, options: _Options) -> tuple[list[Survey], list[Card]]:
-    from prect.errors import WorkspaceError
+def _all(root: Path, options: _Options) -> _Everything:
+    """Ingest every source of the catalogue that is there; one that fails does not stop the rest."""
+    from prect.errors import PrectError, WorkspaceError
     from prect.manifests.cards import catalogue
 
     if not root.is_dir():
         raise WorkspaceError(f"{root} is not a folder; --root must name one that exists")
-    found, absent = [], []
+    everything = _Everything()
     for card in catalogue():
         folder = card.folder_under(root)
         if folder is None:
-            absent.append(card)
-        else:
-            found.append(_ingest(card, folder, None, options))
-    return found, absent
+            everything.absent.append(card)
+            continue
+        try:
+            everything.found.append(_ingest(card, folder, None, options))
+        except (PrectError, OSError) as error:
+            everything.failed[card.name] = str(error)
+    return everything
 
 
 def _ingest(card: Card, source: Path, list_file: Path | None, options: _Options) -> Survey:
@@ -223,57 +244,99 @@ def _ingest(card: Card, source: Path, list_file: Path | None, options: _Options)
     return found
 
 
-def _benchmarks(
-    added: list[str], dropped: list[str], found: list[Survey], options: _Options
-) -> list[Survey]:
-    """Set which test sets are kept out; the surveys with the verdicts that follow."""
-    from dataclasses import replace
-
+def _include(names: list[str], place: Workspace) -> None:
+    """Let test sets take part in pre-training again, before anything is judged by that."""
     from prect.errors import ManifestError
     from prect.manifests.commit import excluded_benchmarks, set_excluded_benchmarks
+
+    before = set(excluded_benchmarks(place))
+    gone = {_benchmark(name, place) for name in names}
+    if gone - before:
+        known = ", ".join(sorted(before)) or "none"
+        raise ManifestError(f"{', '.join(sorted(gone - before))} is not excluded (are: {known})")
+    set_excluded_benchmarks(place, sorted(before - gone))
+
+
+def _exclude(names: list[str], everything: _Everything, options: _Options) -> list[dict[str, Any]]:
+    """Keep test sets out; what that takes, and the surveys with the verdicts that follow."""
+    from dataclasses import replace
+
+    from prect.manifests.commit import benchmark_summary, set_excluded_benchmarks
+    from prect.manifests.commit import excluded_benchmarks as excluded
     from prect.manifests.sources import read_source_table
 
-    before = set(excluded_benchmarks(options.place))
-    gone = set(map(_benchmark, dropped))
-    if gone - before:
-        names = ", ".join(sorted(before)) or "none"
-        raise ManifestError(f"{', '.join(sorted(gone - before))} is not excluded (are: {names})")
-    set_excluded_benchmarks(options.place, sorted((before | set(map(_benchmark, added))) - gone))
-    return [
-        replace(survey, table=read_source_table(options.place.sources(survey.dataset)))
-        for survey in found
+    place = options.place
+    added = {_benchmark(name, place) for name in names}
+    set_excluded_benchmarks(place, sorted(set(excluded(place)) | added))
+    everything.found = [
+        replace(survey, table=read_source_table(place.sources(survey.dataset)))
+        for survey in everything.found
     ]
+    return benchmark_summary(place)
 
 
-def _benchmark(text: str) -> str:
+def _benchmark(text: str, place: Workspace) -> str:
     """``NAME[:SPLIT]`` with the name that the data set has in the workspace."""
     from prect.manifests.cards import find_card
 
-    name, colon, split = text.partition(":")
+    name, _, split = text.partition(":")
     card = find_card(name)
-    return f"{card.name if card else name}{colon}{split}"
+    if card is not None and name not in place.datasets():
+        name = card.name
+    return f"{name}:{split}" if split else name
 
 
-def _show(found: list[Survey], absent: list[Card], options: _Options, *, as_set: bool) -> None:
-    documents: list[dict[str, Any]] = [
-        {
-            **survey.summary(),
-            "manifest": None if options.dry_run else str(options.place.sources(survey.dataset)),
-        }
-        for survey in found
-    ]
+def _show(
+    everything: _Everything,
+    kept_out: list[dict[str, Any]] | None,
+    options: _Options,
+    *,
+    as_set: bool,
+) -> None:
     if options.json:
-        missing = [{"name": card.name, "folders": list(_folders(card))} for card in absent]
-        whole = as_set or not documents
-        emit_json({"datasets": documents, "absent": missing} if whole else documents[0])
+        _emit(everything, kept_out, options, as_set=as_set)
         return
-    for survey in found:
+    for survey in everything.found:
         _print_survey(survey, options)
     if as_set:
-        console.print(_overview(found))
-        for card in absent:
-            folders = " or ".join(_folders(card)) or "its folder is not known; give --source"
-            console.print(f"not there: {card.name} ({folders})")
+        console.print(_overview(everything.found))
+    for card in everything.absent:
+        folders = " or ".join(_folders(card)) or "its folder is not known; give --source"
+        console.print(f"not there: {card.name} ({folders})")
+    for name, error in everything.failed.items():
+        console.print(f"failed: {name}: {error}")
+    if kept_out == []:
+        console.print("no test set is kept out of pre-training")
+    for entry in kept_out or ():
+        console.print(
+            f"kept out of pre-training: {entry['name']}, {entry['volumes']} volumes, and "
+            f"{entry['copies']} copies of them"
+        )
+        if entry["unread"]:
+            console.print(
+                f"  copies of {entry['unread']} of its volumes cannot be found, "
+                "since these could not be read"
+            )
+
+
+def _emit(
+    everything: _Everything,
+    kept_out: list[dict[str, Any]] | None,
+    options: _Options,
+    *,
+    as_set: bool,
+) -> None:
+    documents: list[dict[str, Any]] = []
+    for survey in everything.found:
+        path = None if options.dry_run else str(options.place.sources(survey.dataset))
+        documents.append({**survey.summary(), "manifest": path})
+    if documents and not as_set:
+        emit_json(documents[0] | ({"benchmarks": kept_out} if kept_out is not None else {}))
+        return
+    absent = [{"name": c.name, "folders": list(_folders(c))} for c in everything.absent]
+    failed = [{"name": name, "error": error} for name, error in everything.failed.items()]
+    document = {"datasets": documents, "absent": absent, "failed": failed}
+    emit_json(document | ({"benchmarks": kept_out} if kept_out is not None else {}))
 
 
 def _folders(card: Card) -> tuple[str, ...]:
@@ -316,7 +379,10 @@ def _print_survey(found: Survey, options: _Options) -> None:
         console.print(f"other files, no images: {others}")
     for folder in passed.skipped_folders:
         console.print(f"folder not entered, since such folders hold pickles: {folder}")
-    _tell(len(found.removed), lambda n: f"gone since the last ingest: {n}: {found.removed[0]} ...")
+    _tell(
+        len(found.removed),
+        lambda n: f"gone since the last ingest: {n}, for example {found.removed[0]}",
+    )
     if not len(found.table):
         console.print(f"no candidate volume was found under {found.root}")
     if not found.as_expected:
@@ -336,10 +402,13 @@ def _explain(place: Workspace, dataset: str, case: str, *, as_json: bool) -> Non
     from dataclasses import asdict
 
     from prect.ingest.explain import explain
-    from prect.manifests.cards import find_card
+    from prect.manifests.cards import find_card, load_card
 
-    card = find_card(dataset)
-    name = card.name if card and dataset not in place.datasets() else dataset
+    name = dataset
+    if dataset.endswith((".yaml", ".yml")):
+        name = load_card(Path(dataset)).name
+    elif dataset not in place.datasets() and (card := find_card(dataset)) is not None:
+        name = card.name
     explanation = explain(place, name, case)
     if as_json:
         row = {

@@ -86,17 +86,33 @@ def explain(workspace: Workspace, dataset: str, case: str) -> Explanation:
 
 
 def _row(workspace: Workspace, dataset: str, case: str) -> SourceRow:
-    rows = read_sources(workspace.sources(dataset))
-    matching = [row for row in rows if case in (row.case, row.source)]
+    path = workspace.sources(dataset)
+    if not path.exists():
+        known = ", ".join(workspace.datasets()) or "none"
+        raise ManifestError(f"data set {dataset!r} has not been ingested (ingested: {known})")
+    wanted = case.removeprefix(f"{dataset}/")
+    rows = read_sources(path)
+    sources = _spellings(case, {row.root for row in rows})
+    matching = [row for row in rows if row.case == wanted or row.source in sources]
     if not matching:
         raise ManifestError(
-            f"data set {dataset!r} has no case or source {case!r}; "
-            "give the id or the path as `prect ingest --json` or the manifest names it"
+            f"data set {dataset!r} has no case {case!r}; give an id, the path of a file or the "
+            f"folder of a series; the columns `case` and `source` of {path} list them"
         )
     if len(matching) > 1:
         ids = ", ".join(row.case for row in matching)
         raise ManifestError(f"{case!r} holds {len(matching)} volumes; give one of the ids: {ids}")
     return matching[0]
+
+
+def _spellings(text: str, roots: set[str]) -> set[str]:
+    """What a path, relative to a source folder or to the current one, is called in the manifest."""
+    sources = {Path(text).as_posix()}
+    for root in map(Path, roots):
+        for path in (Path(text).resolve(), (root / text).resolve()):
+            if path.is_relative_to(root):
+                sources.add(path.relative_to(root).as_posix())
+    return sources
 
 
 def _candidate(judge: Judge, row: SourceRow) -> Candidate:

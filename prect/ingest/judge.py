@@ -339,13 +339,27 @@ def _exclusion(examination: Examination) -> Finding | None:
 
 
 def _dicom_slices(path: Path) -> tuple[Slice, ...]:
-    """The headers when the content is DICOM, whatever the name says."""
+    """The headers when the content is DICOM, whatever the name says.
+
+    Raises:
+        VolumeError: ``dicom.damaged_header``, named DICOM and none, or empty, as a download that
+            failed leaves them.
+        OSError: the file cannot be read.
+    """
     suffix = path.suffix.lower()
-    if suffix not in _DICOM_SUFFIXES and not suffix[1:].isdigit():
-        with path.open("rb") as file:
-            if file.read(132)[128:] != b"DICM":
-                return ()
-    return read_slices(path)
+    with path.open("rb") as file:
+        start = file.read(132)
+    named = suffix in _DICOM_SUFFIXES or suffix[1:].isdigit()
+    if not named and start[128:] != b"DICM":
+        return ()
+    slices = read_slices(path)
+    if not slices and (not any(start) or (suffix in _DICOM_SUFFIXES[:-1] and not _is_dicom(start))):
+        raise VolumeError("dicom.damaged_header", "it holds no DICOM, or nothing at all")
+    return slices
+
+
+def _is_dicom(start: bytes) -> bool:
+    return start[128:] == b"DICM"
 
 
 def _as_volume_error(error: VolumeError | OSError) -> VolumeError:

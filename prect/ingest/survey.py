@@ -21,7 +21,7 @@ from prect.ingest.earlier import Earlier, Journal, Known, newest_first
 from prect.ingest.judge import Judge
 from prect.ingest.readers import READERS
 from prect.manifests.cards import Card, generic_card
-from prect.manifests.commit import commit, record, resolved
+from prect.manifests.commit import commit, record, require_splits, resolved
 from prect.manifests.lists import read_list
 from prect.manifests.sources import (
     SOURCES_SCHEMA,
@@ -153,6 +153,7 @@ def survey(
     started = monotonic()
     card = generic_card(dataset) if isinstance(dataset, str) else dataset
     check_name(card.name, "dataset")
+    require_splits(workspace, card.name, list_file is not None)
     root = root.resolve()
     # Made first: it refuses a root that is no folder.
     discovery: Discovery | ListedItems = Discovery(root, card, workspace.root.resolve())
@@ -328,10 +329,17 @@ def _before(workspace: Workspace, dataset: str) -> pa.Table:
 
 def _still_there(before: pa.Table, after: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """(N,) bool, True for rows of before that after holds, judged on the same files."""
-    columns = ("case", "state", "rules")
-    present = set(zip(*(after[c].to_pylist() for c in columns), strict=True))
+    columns = ("case", "rules", "state", "source_digest")
+    present: set[tuple[str, ...]] = set()
+    for case, rules, state, digest in zip(*(after[c].to_pylist() for c in columns), strict=True):
+        present |= {(case, rules, "state", state), (case, rules, "digest", digest)}
     rows = zip(*(before[c].to_pylist() for c in columns), strict=True)
-    return np.fromiter((row in present for row in rows), np.bool_, len(before))
+    still = (
+        (case, rules, "state", state) in present
+        or (digest != "" and (case, rules, "digest", digest) in present)
+        for case, rules, state, digest in rows
+    )
+    return np.fromiter(still, np.bool_, len(before))
 
 
 def _refuse_loss(before: pa.Table, after: pa.Table, root: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -231,7 +232,9 @@ def _explain(location: tuple[int | str, ...], item: Any, text: str) -> str:
     if kind == "string_type":
         message = f"must be text, not {item['input']!r}; write it in quotes"
     elif kind == "tuple_type":
-        message = f"must be a list, not {item['input']!r}; write [{item['input']}]"
+        message = f"must be a list, not {item['input']!r}; write [{json.dumps(item['input'])}]"
+    elif kind in ("model_type", "model_attributes_type", "dict_type"):
+        message = f"must hold keys and values, not {item['input']!r}"
     elif kind != "value_error":
         message = f"{message[0].lower()}{message[1:]}, not {item['input']!r}"
     return f"{place}: {message}" if place else message

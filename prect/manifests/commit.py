@@ -86,6 +86,48 @@ def set_excluded_benchmarks(workspace: Workspace, names: Sequence[str]) -> None:
         _write_changes(workspace, tables, decided)
 
 
+def benchmark_summary(workspace: Workspace) -> list[dict[str, Any]]:
+    """For each test set that is kept out: its volumes, their copies, and what is unread.
+
+    Copies of a volume that could not be read cannot be found.
+    """
+    columns = ["dataset", "code", "duplicate_of", "split", "voxel_digest"]
+    tables = [read_source_table(workspace.sources(name), columns) for name in workspace.datasets()]
+    rows = pa.concat_tables(tables).to_pylist() if tables else []
+    summaries = []
+    for name in excluded_benchmarks(workspace):
+        dataset, _, split = name.partition(":")
+        own = [r for r in rows if r["dataset"] == dataset and split in ("", r["split"])]
+        copies = [
+            r
+            for r in rows
+            if r["code"] == "leakage.benchmark_copy" and r["duplicate_of"].startswith(f"{dataset}/")
+        ]
+        summaries.append(
+            {
+                "name": name,
+                "volumes": len(own),
+                "copies": len(copies),
+                "unread": sum(not r["voxel_digest"] for r in own),
+            }
+        )
+    return summaries
+
+
+def require_splits(workspace: Workspace, dataset: str, listed: bool) -> None:
+    """Refuse, before anything is judged, an ingest that would lose the splits of a test set.
+
+    Raises:
+        ManifestError: a split of the data set is kept out, and no list names its splits.
+    """
+    names = [n for n in excluded_benchmarks(workspace) if n.startswith(f"{dataset}:")]
+    if names and not listed:
+        raise ManifestError(
+            f"{', '.join(names)} is kept out of pre-training: give --list, which names the split, "
+            f"or first let it in with --include-benchmark {names[0]}"
+        )
+
+
 def record(
     workspace: Workspace, dataset: str, summary: Mapping[str, Any], taken_away: pa.Table
 ) -> None:

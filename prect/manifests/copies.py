@@ -3,6 +3,7 @@
 Three kinds of evidence: the same DICOM series in the same shape, the same voxels, and sketches
 that overlap. The first two say that volumes are the same, so that the copy of a copy is one too.
 An overlap does not: two ends of a scan both overlap with the whole and not with each other.
+Some exports give unrelated scans one series id, so patients and contents can refute the first.
 """
 
 from __future__ import annotations
@@ -14,15 +15,26 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
-from prect.manifests.sketches import overlaps, unpack
+from prect.manifests.sketches import SKETCH_DTYPE, SKETCH_SIZE, overlaps, unpack
+from prect.manifests.sources import Verdict
 
 Key = TypeVar("Key")
+Member = TypeVar("Member")
+
+DUPLICATE_SHARE = 0.5
+"""Share of the smaller of two overlapping volumes from which it counts as a copy that can go: below
+it, most of the volume would be lost with it. A crop has a share of 1, a copy with noise 0.67 and
+more; `prect.manifests.sketches.MIN_SHARE` suffices to keep a volume out for the sake of a test set.
+"""
+_FULL = SKETCH_SIZE * SKETCH_DTYPE.itemsize
+"""Bytes of a full sketch."""
 
 
 class Candidate(NamedTuple):
-    """A usable row of a source manifest; the fields are those of `SourceRow`."""
+    """A row of a source manifest that takes part; all fields but the last are of `SourceRow`."""
 
     dataset: str
     case: str
@@ -36,8 +48,14 @@ class Candidate(NamedTuple):
     kind: str
     split: str
     voxel_digest: str
+    judged: str
+    judged_code: str
+    judged_reason: str
     shape: list[int]
     spacing: list[float]
+    warnings: list[str]
+    benchmark: str = ""
+    """What part of a test set it belongs to that is kept out, in words."""
 
     @property
     def name(self) -> str:
@@ -48,6 +66,21 @@ class Candidate(NamedTuple):
     def voxels(self) -> int:
         """Size of the volume."""
         return math.prod(self.shape)
+
+    @property
+    def usable(self) -> bool:
+        """Whether it was judged usable; others are only there for what they tell of these."""
+        return Verdict(self.judged).usable
+
+    @property
+    def fragment(self) -> bool:
+        """Whether it is of too few DICOM slices, which may be missing from another volume."""
+        few = self.judged == Verdict.REJECTED and self.judged_code == "geometry.too_small"
+        return few and self.format == "dicom"
+
+    def another_patient(self, other: Candidate) -> bool:
+        """Whether two volumes are known to be of different people, as within a data set only."""
+        return self.dataset == other.dataset and "" != self.patient != other.patient != ""
 
 
 @dataclass(frozen=True)
@@ -86,6 +119,20 @@ class Copies:
         for group in self.neighbours.get(self.voxels[one], {}):
             yield from by_voxels[group]
 
+    def of_series(self, one: int) -> Iterator[int]:
+        """All candidates of the series of one whose shape could not be read."""
+        c = self.candidates[one]
+        if c.series and not c.shape:
+            for position in self._by_series_id[c.series]:
+                other = self.candidates[position]
+                stacks = {c.stack, other.stack} - {""}
+                if len(stacks) < 2 and not c.another_patient(other):
+                    yield position
+
+    @cached_property
+    def _by_series_id(self) -> dict[str, list[int]]:
+        return _gathered((position, c.series) for position, c in enumerate(self.candidates))
+
     @cached_property
     def _members(self) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
         return _gathered(enumerate(self.series)), _gathered(enumerate(self.voxels))
@@ -107,15 +154,15 @@ def find_copies(
     voxels = _first_of(c.voxel_digest or None for c in candidates)
     neighbours = _neighbours(voxels, places, sketches)
     scattered = _scattered(candidates, voxels, neighbours)
-    series = _series(candidates, scattered)
+    series = _series(candidates, scattered, voxels, places, sketches)
     same = _joined(series, voxels)
     return Copies(candidates, series, voxels, same, neighbours, scattered)
 
 
-def _gathered(pairs: Iterable[tuple[int, Key]]) -> dict[Key, list[int]]:
-    groups: dict[Key, list[int]] = defaultdict(list)
-    for position, key in pairs:
-        groups[key].append(position)
+def _gathered(pairs: Iterable[tuple[Member, Key]]) -> dict[Key, list[Member]]:
+    groups: dict[Key, list[Member]] = defaultdict(list)
+    for member, key in pairs:
+        groups[key].append(member)
     return groups
 
 
@@ -168,13 +215,8 @@ def _scattered(
 
     Counts instead of comparing all pairs: a data set whose series all have one id is large.
     """
-    parts = _gathered(
-        (position, (c.dataset, c.series, c.stack))
-        for position, c in enumerate(candidates)
-        if c.series and c.format == "dicom"
-    )
     found = set()
-    for members in parts.values():
+    for members in _by_full_series(candidates):
         items = Counter(candidates[m].item for m in members)
         if len(items) == 1:
             continue
@@ -182,30 +224,111 @@ def _scattered(
         both = Counter((candidates[m].item, voxels[m]) for m in members)
         for m in members:
             item = candidates[m].item
-            copies = {voxels[m], *neighbours.get(voxels[m], {})}
+            near = neighbours.get(voxels[m], {}).items()
+            copies = {voxels[m], *(group for group, share in near if share >= DUPLICATE_SHARE)}
             elsewhere = len(members) - items[item]
             if elsewhere > sum(groups[group] - both[item, group] for group in copies):
                 found.add(m)
     return frozenset(found)
 
 
-def _series(candidates: Sequence[Candidate], scattered: frozenset[int]) -> list[int]:
-    """Groups of the same series and shape.
+def _by_full_series(candidates: Sequence[Candidate]) -> Iterable[list[int]]:
+    """Volumes and fragments of the same DICOM series, of one study of one patient of a data set.
+
+    Of a fragment that could not be read, study and stack may be unknown; it may belong to any.
+    """
+    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    vague = []
+    for position, c in enumerate(candidates):
+        if not c.series or c.format != "dicom" or not (c.usable or c.fragment):
+            continue
+        if c.fragment and not (c.study and c.stack):
+            vague.append(position)
+        else:
+            groups[c.dataset, c.patient, c.series, c.study, c.stack].append(position)
+    of_series = _gathered((key, key[:3]) for key in groups)
+    for position in vague:
+        c = candidates[position]
+        for key in of_series.get((c.dataset, c.patient, c.series), ()):
+            if c.study in ("", key[3]) and c.stack in ("", key[4]):
+                groups[key].append(position)
+    return groups.values()
+
+
+def _series(
+    candidates: Sequence[Candidate],
+    scattered: frozenset[int],
+    voxels: Sequence[int],
+    places: Sequence[int],
+    sketches: pa.ChunkedArray,
+) -> list[int]:
+    """Groups of the same series and shape that neither patients nor contents refute.
 
     Where a series holds several volumes of one shape, its stacks tell them apart, and a file that
     names no stack is not known to be any of them. The order of the axes does not count.
     """
     keys: list[tuple[str, ...] | None] = [
-        (c.series, *map(str, sorted(c.shape))) if c.series and position not in scattered else None
+        (c.series, *map(str, sorted(c.shape)))
+        if c.series and (c.usable or c.benchmark) and position not in scattered
+        else None
         for position, c in enumerate(candidates)
     ]
     stacks: dict[tuple[str, ...] | None, set[str]] = defaultdict(set)
     for c, key in zip(candidates, keys, strict=True):
         stacks[key].update({c.stack} - {""})
-    return _first_of(
-        (*key, c.stack) if key and len(stacks[key]) > 1 else key
-        for c, key in zip(candidates, keys, strict=True)
+    groups = _gathered(
+        (position, (*key, c.stack) if len(stacks[key]) > 1 else key)
+        for position, (c, key) in enumerate(zip(candidates, keys, strict=True))
+        if key
     )
+    leaders = list(range(len(candidates)))
+    for members in groups.values():
+        if len(members) > 1:
+            contents = {m: sketches[places[m]].as_py() for m in members}
+            for m, leader in _unrefuted(candidates, voxels, contents).items():
+                leaders[m] = leader
+    return _first_of(leaders)
+
+
+def _unrefuted(
+    candidates: Sequence[Candidate], voxels: Sequence[int], contents: dict[int, bytes]
+) -> dict[int, int]:
+    """Which of the volumes of one series id are the same: for each, the one it goes with.
+
+    Different patients of a data set refute that, and so do two full sketches without a hash in
+    common if the voxels differ too. A volume without a full sketch that could be any of several is
+    taken for none.
+
+    Args:
+        candidates: all of them.
+        voxels: group of the same voxels of each.
+        contents: sketches of the volumes in question, by position.
+    """
+    leaders: dict[int, int] = {}
+    patients: dict[tuple[int, str], str] = {}
+    known: dict[int, list[int]] = defaultdict(list)
+    groups: list[int] = []
+    for m in sorted(contents, key=lambda m: (len(contents[m]) != _FULL, m)):
+        c, full = candidates[m], len(contents[m]) == _FULL
+        # Hashes are not negative, so negative numbers can stand for the voxels among them.
+        hashes = [*np.frombuffer(contents[m], SKETCH_DTYPE).tolist(), -1 - voxels[m]]
+        near = sorted({group for hash_ in hashes for group in known.get(hash_, ())})
+        fitting = [
+            group
+            for group in (near if full else groups)
+            if not c.patient or patients.get((group, c.dataset), c.patient) == c.patient
+        ]
+        if len(fitting) > 1 and not full:
+            leaders[m] = m
+            continue
+        leaders[m] = fitting[0] if fitting else m
+        if not fitting:
+            groups.append(m)
+            for hash_ in hashes if full else ():
+                known[hash_].append(m)
+        if c.patient:
+            patients.setdefault((leaders[m], c.dataset), c.patient)
+    return leaders
 
 
 def _joined(series: Sequence[int], voxels: Sequence[int]) -> list[int]:

@@ -14,9 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from prect.errors import ManifestError
-from prect.manifests.copies import Candidate, Copies, find_copies
+from prect.manifests.copies import DUPLICATE_SHARE, Candidate, Copies, find_copies
 from prect.manifests.sources import SOURCES_SCHEMA, Verdict
 
 
@@ -46,6 +47,20 @@ _CODE_OF = {
     "": "duplicate.series",  # a copy of a copy, by series at one of the two steps
 }
 """By the evidence that ties a duplicate to the volume that is kept."""
+_GRAVE = frozenset(
+    {
+        "dicom.incomplete_folder",
+        "geometry.unit_spacing",
+        "metaimage.assumed_orientation",
+        "metaimage.no_orientation",
+        "metaimage.units",
+        "nifti.assumed_orientation",
+        "nifti.units",
+        "nrrd.assumed_orientation",
+    }
+)
+"""Remarks that size or orientation may be wrong or slices missing, which a copy may have right."""
+_COLUMNS = tuple(name for name in Candidate._fields if name != "benchmark")
 _DECIDED = ("verdict", "code", "reason", "duplicate_of")
 _JUDGED = ("judged", "judged_code", "judged_reason")
 
@@ -55,12 +70,14 @@ def resolve(
 ) -> dict[str, pa.Table]:
     """Decide anew which volumes are used.
 
-    Only rows judged accepted or warned take part; the others keep what they were judged. In this
-    order: test sets, their copies and their patients are excluded; series scattered over folders
-    are rejected; reformats, and all but one volume of a study where the card asks for that, are
-    excluded; of copies, one stays. That is the one of the data set of lowest precedence, then the
-    largest, then the first by data set and case. ``duplicate_of`` of a duplicate is a volume that
-    is used, that of a copy of a test set a volume of it.
+    Rows that were not judged accepted or warned keep what they were judged; of them only those of
+    test sets and DICOM series of too few slices tell anything of others. In this order: test sets,
+    their copies and the patients of both are excluded; series scattered over folders are rejected;
+    reformats, and all but one volume of a study where the card asks for that, are excluded; of
+    copies, one stays. That is one without grave remarks, then of the data set of lowest precedence,
+    then without any remark, then the largest, then the first by data set and case.
+    ``duplicate_of`` of a duplicate is a volume that is used, that of a copy of a test set a volume
+    of it, used or not.
 
     Args:
         tables: source manifests by data set; columns that play no part may be absent.
@@ -74,10 +91,14 @@ def resolve(
         ManifestError: an excluded data set or split is unknown, or a sketch is malformed.
     """
     benchmarks = [_benchmark(name, tables) for name in excluded]
-    candidates, places, sketches = _ranked(tables, policies)
+    candidates, places, sketches = _ranked(tables, policies, benchmarks)
     copies = find_copies(candidates, places, sketches)
-    decisions: _Decisions = {}
-    _exclude_benchmarks(copies, benchmarks, decisions)
+    decisions: _Decisions = {
+        position: _Decision(Verdict(c.judged), c.judged_code, c.judged_reason)
+        for position, c in enumerate(candidates)
+        if not c.usable
+    }
+    _exclude_benchmarks(copies, decisions)
     _reject_scattered(copies, decisions)
     _choose_in_studies(copies, policies, decisions)
     _choose_copies(copies, decisions)
@@ -103,51 +124,80 @@ def _benchmark(name: str, tables: Mapping[str, pa.Table]) -> tuple[str, str]:
 
 
 def _ranked(
-    tables: Mapping[str, pa.Table], policies: Mapping[str, Policy]
+    tables: Mapping[str, pa.Table],
+    policies: Mapping[str, Policy],
+    benchmarks: Sequence[tuple[str, str]],
 ) -> tuple[list[Candidate], list[int], pa.ChunkedArray]:
-    """Usable rows, the ones to keep first; their places in all tables; and all sketches there."""
-    columns = [*Candidate._fields, "sketch"]
+    """Rows that take part, the ones to keep first; their places in all tables; all sketches."""
+    columns = [*_COLUMNS, "sketch"]
     schema = pa.schema([SOURCES_SCHEMA.field(name) for name in columns])
     joined = pa.concat_tables([schema.empty_table(), *(t.select(columns) for t in tables.values())])
-    judged = pa.chunked_array([c for t in tables.values() for c in t["judged"].chunks], pa.string())
-    used = pa.array([verdict.value for verdict in Verdict if verdict.usable])
-    places = np.flatnonzero(pc.is_in(judged, used).to_numpy())
-    fields = [joined[name].take(pa.array(places)).to_pylist() for name in Candidate._fields]
-    rows = [Candidate(*values) for values in zip(*fields, strict=True)]
+    places = np.flatnonzero(_taking_part(joined, benchmarks))
+    fields = [joined[name].take(pa.array(places)).to_pylist() for name in _COLUMNS]
+    rows = [
+        c._replace(benchmark=_part(c, benchmarks))
+        for c in map(Candidate._make, zip(*fields, [""] * len(places), strict=True))
+    ]
 
-    def rank(row: int) -> tuple[int, int, str, str, str]:
+    def rank(row: int) -> tuple[bool, bool, int, bool, int, str, str, str]:
         c = rows[row]
-        return policies[c.dataset].precedence, -c.voxels, c.dataset, c.case, c.source
+        grave, warned = not _GRAVE.isdisjoint(c.warnings), c.judged == Verdict.WARNED
+        precedence = policies[c.dataset].precedence
+        return not c.usable, grave, precedence, warned, -c.voxels, c.dataset, c.case, c.source
 
     order = sorted(range(len(rows)), key=rank)
     return [rows[row] for row in order], [int(places[row]) for row in order], joined["sketch"]
 
 
-def _exclude_benchmarks(
-    copies: Copies, benchmarks: Sequence[tuple[str, str]], decisions: _Decisions
-) -> None:
-    """Exclude test sets, their copies and the copies of these, and other scans of the patients."""
-    root: dict[int, int] = {}
-    patients: dict[tuple[str, str], str] = {}
-    for position, c in enumerate(copies.candidates):
-        for dataset, split in benchmarks:
-            if c.dataset == dataset and split in ("", c.split) and position not in root:
-                root[position] = position
-                patients.setdefault((c.dataset, c.patient), c.name)
-                part = f"split {split} of {dataset}" if split else dataset
-                decisions[position] = _Decision(
-                    Verdict.EXCLUDED, "leakage.benchmark", f"{part} is kept out of pre-training"
-                )
+def _taking_part(joined: pa.Table, benchmarks: Sequence[tuple[str, str]]) -> NDArray[np.bool_]:
+    """(N,) whether each row is usable, of a test set, or of too few slices of a DICOM series."""
+
+    def equal(name: str, value: str) -> NDArray[np.bool_]:
+        same: NDArray[np.bool_] = pc.equal(joined[name], value).to_numpy()
+        return same
+
+    chosen = equal("judged_code", "geometry.too_small") & ~equal("series", "")
+    chosen &= equal("format", "dicom") & equal("judged", Verdict.REJECTED.value)
+    for verdict in Verdict:
+        if verdict.usable:
+            chosen |= equal("judged", verdict.value)
+    for dataset, split in benchmarks:
+        chosen |= equal("dataset", dataset) & (equal("split", split) if split else True)
+    return chosen
+
+
+def _part(c: Candidate, benchmarks: Sequence[tuple[str, str]]) -> str:
+    """What of the first test set that a row belongs to is kept out; empty if it is of none."""
+    for dataset, split in benchmarks:
+        if c.dataset == dataset and split in ("", c.split):
+            return f"split {split} of {dataset}" if split else dataset
+    return ""
+
+
+def _exclude_benchmarks(copies: Copies, decisions: _Decisions) -> None:
+    """Exclude test sets, their copies and the copies of these, and other scans of the patients.
+
+    Volumes of a test set that are not usable anyway keep their verdict; their copies go as well.
+    """
+    root = {position: position for position, c in enumerate(copies.candidates) if c.benchmark}
+    for position in root.keys() - decisions.keys():
+        reason = f"{copies.candidates[position].benchmark} is kept out of pre-training"
+        decisions[position] = _Decision(Verdict.EXCLUDED, "leakage.benchmark", reason)
     waiting = list(root)
     for known in waiting:
-        for position in copies.linked(known):
-            if position not in root:
+        for position in (*copies.linked(known), *copies.of_series(known)):
+            if position not in decisions:
                 root[position] = root[known]
                 decisions[position] = _copy_of_benchmark(copies, position, known, root[known])
                 waiting.append(position)
+    patients: dict[tuple[str, str], str] = {}
+    for position in root:
+        c = copies.candidates[position]
+        whose = f"{c.name}, a {'' if c.benchmark else 'copy of a '}volume of a test set"
+        patients.setdefault((c.dataset, c.patient), whose)
     for position, c in enumerate(copies.candidates):
-        if position not in root and c.patient and (c.dataset, c.patient) in patients:
-            reason = f"the patient of {patients[c.dataset, c.patient]}, a volume of a test set"
+        if position not in decisions and c.patient and (c.dataset, c.patient) in patients:
+            reason = f"the patient of {patients[c.dataset, c.patient]}"
             decisions[position] = _Decision(Verdict.EXCLUDED, "leakage.benchmark_patient", reason)
 
 
@@ -211,8 +261,9 @@ def _choose_copies(copies: Copies, decisions: _Decisions) -> None:
             kept, met = kept_of[copies.same[position]]
             decisions[position] = _duplicate(copies, position, met, kept)
             continue
-        near = copies.neighbours.get(copies.voxels[position], {})
-        found = min((kept_with[group] for group in near if group in kept_with), default=position)
+        near = copies.neighbours.get(copies.voxels[position], {}).items()
+        copied = [group for group, share in near if share >= DUPLICATE_SHARE]
+        found = min((kept_with[group] for group in copied if group in kept_with), default=position)
         kept_of[copies.same[position]] = (found, position)
         if found == position:
             kept_with[copies.voxels[position]] = position
@@ -244,6 +295,8 @@ def _evidence(copies: Copies, position: int, other: int) -> str:
     if link == "overlap":
         share = 100 * copies.share(position, other)
         return f"{share:.0f} % of the patterns compared in common with {name}"
+    if not copies.candidates[other].shape:
+        return f"the same series as {name}, whose shape could not be read"
     return f"a copy of a copy of {name}"
 
 

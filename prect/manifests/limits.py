@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -48,8 +46,8 @@ class Limits(BaseModel):
     max_labels: int = Field(default=128, ge=1)
     """A non-negative volume of whole numbers with at most so many values is a label map."""
 
-    @property
-    def digest(self) -> str:
-        """BLAKE2b-64 of the limits, 16 hexadecimal digits."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.min_spacing_mm >= self.max_spacing_mm:
+            raise ValueError("min_spacing_mm must lie below max_spacing_mm")
+        return self

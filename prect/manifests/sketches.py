@@ -30,7 +30,8 @@ MIN_SHARED = 6
 phantoms none shares more than 3; a crop to an eighth of a clinical volume shares about 13."""
 MIN_SHARE = 0.2
 """Share of the hashes compared that must be common. Different volumes stay below 0.05; a shift of
-all values by 1 HU, the worst re-saving foreseen, leaves 0.28 and more."""
+all values by 1 HU, the worst re-saving foreseen, leaves 0.28 and more. Enough to suspect a copy of
+a test set; to drop a volume takes `prect.manifests.copies.DUPLICATE_SHARE`."""
 _MAX_VOLUMES = 64
 """A hash that more volumes have, such as a pattern of a scanner's table, tells nothing."""
 _PARTS = 16

@@ -15,10 +15,12 @@ from typing import Any
 import psutil
 import pytest
 
+from prect.manifests.cards import generic_card, write_card
 from prect.manifests.sources import SourceRow, read_sources
 from prect.phantom import make_case
 from prect.phantom.write import write_case
 from tests.conftest import run_json, run_prect
+from tests.ingest.volumes import body_volume, write_nifti
 from tests.precttree import write_labels, write_scan
 
 CARD = """
@@ -252,3 +254,36 @@ def test_a_killed_ingest_leaves_the_manifest_and_the_next_one_ends(place: Place)
     assert summary["verdicts"]["accepted"] == summary["candidates"] == 502
     assert summary["removed"] == []
     assert not [path for path in place.workspace.rglob("*") if path.suffix == ".tmp"]
+
+
+def test_an_own_card_is_not_forgotten(tmp_path: Path) -> None:
+    """Ingested again by its name, a data set keeps the card that it was ingested with."""
+    source = tmp_path / "source"
+    source.mkdir()
+    write_nifti(source / "a.nii.gz", body_volume(seed=1))
+    card = generic_card("mine")
+    limits = card.limits.model_copy(update={"min_voxels": 200})
+    write_card(tmp_path / "mine.yaml", card.model_copy(update={"limits": limits}))
+    workspace = tmp_path / "workspace"
+    for name in (tmp_path / "mine.yaml", "mine"):
+        summary = run_json("ingest", name, "--source", source, "-w", workspace)
+        assert summary["verdicts"]["rejected"] == 1
+    summary = run_json("ingest", tmp_path / "mine.yaml", "--explain", "a.nii.gz", "-w", workspace)
+    assert summary["row"]["code"] == "geometry.too_small"
+
+
+def test_a_split_that_is_kept_out_is_not_lost(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for seed, name in enumerate("ab"):
+        write_nifti(source / f"{name}.nii.gz", body_volume(seed=seed))
+    (source / "list.json").write_text(json.dumps({"training": ["a.nii.gz"], "test": ["b.nii.gz"]}))
+    workspace = tmp_path / "workspace"
+    listed = ("--source", source, "--list", source / "list.json", "-w", workspace)
+    summary = run_json("ingest", "set", *listed, "--exclude-benchmark", "set:test")
+    assert summary["verdicts"]["excluded"] == 1
+    assert summary["benchmarks"] == [{"name": "set:test", "volumes": 1, "copies": 0, "unread": 0}]
+    refused = run_prect("ingest", "set", "--source", source, "-w", workspace, expect=1)
+    assert "--include-benchmark set:test" in refused.stderr
+    again = ("--source", source, "-w", workspace, "--include-benchmark", "set:test")
+    assert run_json("ingest", "set", *again)["verdicts"]["accepted"] == 2

@@ -352,3 +352,56 @@ def test_the_patient_of_a_study_without_patient_id_is_one(tmp_path: Path) -> Non
     rows = survey("d", folder, place(folder), salt=SALT).rows
     assert len(rows) == 2
     assert len({row.patient for row in rows}) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"short", bytes(30_000)])
+def test_a_slice_that_was_not_downloaded_is_noticed(tmp_path: Path, content: bytes) -> None:
+    folder = made(tmp_path / "source")
+    series = write_case(make_case(2, 0), folder / "series", "dicom")
+    last = sorted(series.iterdir())[-1]
+    last.write_bytes(content)
+    rows = {row.source: row for row in survey("d", folder, place(folder), salt=SALT).rows}
+    assert rows[f"series/{last.name}"].code == "dicom.damaged_header"
+    assert rows["series"].code == "dicom.incomplete_folder"
+
+
+def test_a_case_can_be_named_in_any_sensible_way(tmp_path: Path) -> None:
+    folder = made(tmp_path / "source", "deep/a")
+    workspace = place(folder)
+    (row,) = survey("d", folder, workspace, salt=SALT).rows
+    names = (row.case, f"d/{row.case}", "deep/a.nii.gz", "./deep/a.nii.gz")
+    for name in (*names, str(folder / "deep" / "a.nii.gz")):
+        assert explain(workspace, "d", name).row.case == row.case
+    with pytest.raises(ManifestError, match="has not been ingested"):
+        explain(workspace, "other", row.case)
+
+
+def test_rehash_leaves_no_untrue_history(tmp_path: Path) -> None:
+    folder = made(tmp_path / "source", "a")
+    workspace = place(folder)
+    survey("d", folder, workspace, salt=SALT)
+    os.utime(folder / "a.nii.gz", (1, 1))
+    survey("d", folder, workspace, rehash=True)
+    events = [json.loads(line)["event"] for line in workspace.history("d").read_text().splitlines()]
+    assert events == ["ingest", "ingest"]
+
+
+def test_a_folder_that_cannot_be_listed_keeps_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = made(tmp_path / "source", "a", "deep/b")
+    survey("d", folder, place(folder), salt=SALT)
+    listed = os.scandir
+
+    def scandir(path: str) -> object:
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr("prect.ingest.discover.os.scandir", scandir)
+    found = judged(survey("d", folder, place(folder)))
+    assert found == {
+        "a.nii.gz": ("accepted", ""),
+        "deep/b.nii.gz": ("accepted", ""),
+        "deep/": ("rejected", "file.unreadable_folder"),
+    }

@@ -412,7 +412,12 @@ def test_the_template_loads_as_it_stands(tmp_path: Path) -> None:
         ("name: a b\n", ["line 1, name", "'a b' cannot be used"]),
         ("name: a\nversion: 1.0\n", ["line 2, version: must be text, not 1.0; write it in quotes"]),
         ("name: a\nregion: no\n", ["region: must be text, not False; write it in quotes"]),
-        ("name: a\naliases: b\n", ["aliases: must be a list, not 'b'; write [b]"]),
+        ("name: a\naliases: b\n", ["aliases: must be a list, not 'b'; write [\"b\"]"]),
+        ("name: a\nlimits:\n", ["limits: must hold keys and values"]),
+        (
+            "name: a\nlimits: {min_spacing_mm: 30}\n",
+            ["min_spacing_mm must lie below max_spacing_mm"],
+        ),
         ("name: a\nname: b\n", ["line 2: the key 'name' stands twice"]),
         ("name: a\nlimits: {min_voxels: 1, min_voxels: 2}\n", ["line 2", "stands twice"]),
         ("name: [a\n", ["line 2"]),

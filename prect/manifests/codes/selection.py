@@ -49,7 +49,7 @@ CODES = (
     Code(
         "leakage.benchmark_patient",
         Effect.EXCLUDE,
-        "Another volume of a patient whose scan is in a test set kept out of pre-training.",
+        "Another volume of a patient whose scan, or a copy of it, is in a test set kept out.",
         "It is taken again when that benchmark is no longer excluded.",
     ),
     Code(
@@ -76,6 +76,7 @@ CODES = (
     Code(
         "duplicate.overlap",
         Effect.DUPLICATE,
-        "A crop or a re-saved copy of a volume that is kept, or the volume it was made from.",
+        "A crop or re-saved copy of a volume that is kept, or what that was made from: at least "
+        "half of the smaller one is in both.",
     ),
 )
