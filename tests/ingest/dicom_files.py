@@ -13,10 +13,12 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import UID, ExplicitVRLittleEndian, RLELossless, generate_uid
 
-from prect.ingest.findings import Finding
+from prect.errors import VolumeError
+from prect.ingest.findings import Finding, first_rejection
 from prect.ingest.readers.base import Header
 from prect.ingest.readers.dicom import DicomReader, Slice, group_slices, read_slices
 from prect.ingest.readers.dicom.headers import ENHANCED_CT_STORAGE
+from prect.manifests.codes import CODES, Effect
 from prect.manifests.limits import Limits
 
 Edit = Callable[[int, pydicom.Dataset], bool]
@@ -48,6 +50,17 @@ def failures(findings: Sequence[Finding]) -> dict[str, Finding]:
     return {finding.code: finding for finding in findings if not finding.passed}
 
 
+def outcome(folder: Path) -> tuple[str, tuple[str, ...]]:
+    """Code that rejects the only volume of a folder, and the codes that warn of it."""
+    try:
+        volume = DicomReader().read(header_in(folder))
+    except VolumeError as error:
+        return error.code, ()
+    rejection = first_rejection(volume.findings)
+    warned = [c for c in failures(volume.findings) if CODES[c].effect is Effect.WARN]
+    return rejection.code if rejection else "", tuple(warned)
+
+
 def ct_slice(number: int = 0, **changes: Any) -> Slice:
     """A slice of a series of 2 mm, without a file."""
     fields: dict[str, Any] = {
@@ -57,6 +70,7 @@ def ct_slice(number: int = 0, **changes: Any) -> Slice:
         "series_uid": "1.2",
         "study_uid": "1",
         "patient_id": "P",
+        "frame_of_reference": "1.3",
         "sop_class": "1.2.840.10008.5.1.4.1.1.2",
         "modality": "CT",
         "image_type": ("ORIGINAL", "PRIMARY", "AXIAL"),
@@ -72,8 +86,11 @@ def ct_slice(number: int = 0, **changes: Any) -> Slice:
         "orientation": (1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
         "pixel_spacing": (0.8, 0.7),
         "thickness": 2.0,
+        "acquisition": 1,
+        "temporal_position": None,
         "instance_number": number + 1,
         "rescale": (1.0, -1024.0),
+        "rescale_type": "HU",
         "padding": (),
     }
     return Slice(**(fields | changes))

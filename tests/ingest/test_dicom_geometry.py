@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -236,6 +238,51 @@ def test_uneven_gaps_that_miss_nothing_are_interpolated(name: str) -> None:
     assert "dicom.nonuniform_spacing" in failures(stack.findings)
     assert "dicom.missing_slices" not in failures(stack.findings)
     assert farthest_corner(stack) < 0.01
+
+
+def interleaved(offset: float, second: range = range(30), **changes: Any) -> list[Slice]:
+    """Slices of 3 mm, and those of a second stack between them, numbered on."""
+    ours = [3.0 * n for n in range(30)]
+    theirs = [3.0 * n + offset for n in second]
+    slices: list[Slice] = stack_of([*ours, *theirs], 3.0)
+    return slices[:30] + [replace(part, **changes) for part in slices[30:]]
+
+
+@pytest.mark.parametrize("offset", [0.05, 0.3, 0.75, 1.0, 2.0, 2.5])
+def test_stacks_between_each_other_are_rejected_by_their_gaps(offset: float) -> None:
+    found = failures(stack_slices(interleaved(offset), LIMITS).findings)
+    assert next(iter(found)) == "dicom.interleaved_stacks"
+    found = failures(stack_slices(interleaved(offset, range(8, 20)), LIMITS).findings)
+    assert next(iter(found)) == "dicom.interleaved_stacks"
+
+
+@pytest.mark.parametrize("offset", [0.75, 1.3, 1.5])
+@pytest.mark.parametrize("hint", ["acquisition", "temporal_position"])
+def test_acquisitions_of_one_place_are_several_phases(offset: float, hint: str) -> None:
+    found = failures(stack_slices(interleaved(offset, range(30), **{hint: 2}), LIMITS).findings)
+    assert next(iter(found)) == "dicom.several_phases"
+    assert found["dicom.several_phases"].measured == "parts of 30 and 30 slices"
+
+
+def test_instance_numbers_that_repeat_tell_stacks_apart() -> None:
+    slices = interleaved(1.5)
+    pairs = [replace(part, instance_number=n % 30) for n, part in enumerate(slices)]
+    assert "dicom.several_phases" in failures(stack_slices(pairs, LIMITS).findings)
+
+
+FOLLOWING: dict[str, list[dict[str, Any]]] = {
+    "acquisitions one after the other": [{"acquisition": n // 20} for n in range(60)],
+    "numbers start anew": [{"instance_number": n % 20} for n in range(60)],
+    "an acquisition for each few slices": [{"acquisition": n % 5} for n in range(60)],
+    "no numbers": [{"acquisition": None, "instance_number": None} for _ in range(60)],
+    "one number for all": [{"instance_number": 1} for _ in range(60)],
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWING)
+def test_parts_that_follow_each_other_are_one_volume(name: str) -> None:
+    slices = [replace(ct_slice(n), **changes) for n, changes in enumerate(FOLLOWING[name])]
+    assert not failures(stack_slices(slices, LIMITS).findings)
 
 
 def test_one_small_gap_does_not_multiply_the_slices() -> None:

@@ -28,7 +28,7 @@ from prect.ingest.readers.dicom.pixels import FilePixels
 from prect.manifests.limits import Limits
 from prect.phantom import make_case
 from prect.phantom.write import write_case
-from tests.ingest.dicom_files import edited, header_in
+from tests.ingest.dicom_files import edited, failures, header_in
 
 CASE = make_case(2, 0)
 LIMITS = Limits()
@@ -183,6 +183,38 @@ def test_padding_becomes_air_and_nothing_else_does(series: Path, tmp_path: Path,
     voxels = DicomReader().read(header_in(edited(series, tmp_path / "padded", edit))).voxels
     assert (voxels[:, :3] == -1024).all()
     np.testing.assert_array_equal(voxels[:, 3:], CASE.hu[:, 3:])
+
+
+TISSUE_PADDINGS = {
+    "water": (0, None, 0),
+    "water in a range": (-2000, 0, 0),
+    "just above air": (125, None, -1024),
+    "the highest stored value": (4095, None, -1024),
+}
+
+
+@pytest.mark.parametrize("name", TISSUE_PADDINGS)
+def test_padding_that_may_be_tissue_is_not_made_air(
+    series: Path, tmp_path: Path, name: str
+) -> None:
+    value, limit, intercept = TISSUE_PADDINGS[name]
+
+    def edit(number: int, data: pydicom.Dataset) -> bool:  # noqa: ARG001
+        pixels = np.frombuffer(data.PixelData, "<u2").astype(int) - 1024 - intercept
+        pixels = pixels.reshape(data.Rows, data.Columns)
+        pixels[:3] = value
+        data.PixelData = pixels.astype("<i2").tobytes()
+        data.PixelRepresentation, data.BitsStored, data.HighBit = 1, 16, 15
+        data.RescaleIntercept = str(intercept)
+        data.add_new("PixelPaddingValue", "SS", value)
+        if limit is not None:
+            data.add_new("PixelPaddingRangeLimit", "SS", limit)
+        return True
+
+    volume = DicomReader().read(header_in(edited(series, tmp_path / "padded", edit)))
+    assert list(failures(volume.findings)) == ["dicom.padding_ignored"]
+    assert (volume.voxels[:, :3] == value + intercept).all()
+    np.testing.assert_array_equal(volume.voxels[:, 3:], CASE.hu[:, 3:])
 
 
 def test_each_slice_has_its_own_rescale(series: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,10 @@ import pydicom
 import pytest
 
 from prect.errors import ManifestError, VolumeError
-from prect.ingest.findings import first_rejection
 from prect.ingest.readers.dicom import DicomReader, group_slices, read_slices
 from prect.ingest.readers.dicom.pixels import decode_slices
-from prect.ingest.readers.dicom.series import kind_of
+from prect.ingest.readers.dicom.series import kind_of, stack_id
 from prect.ingest.survey import survey
-from prect.manifests.codes import CODES, Effect
 from prect.manifests.codes.dicom import CODES as DICOM_CODES
 from prect.manifests.limits import Limits
 from prect.manifests.sources import SourceRow
@@ -28,7 +27,7 @@ from prect.phantom import make_case
 from prect.phantom.write import write_case
 from prect.workspace import Workspace
 from tests.conftest import SALT
-from tests.ingest.dicom_files import ct_slice, edited, failures, header_in, slices_in
+from tests.ingest.dicom_files import ct_slice, edited, failures, header_in, outcome, slices_in
 from tests.ingest.volumes import body_volume, write_nifti
 
 CASE = make_case(2, 0)
@@ -44,17 +43,6 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def judge(folder: Path) -> list[SourceRow]:
     workspace = Workspace(folder.parent / f"{folder.name}-workspace")
     return list(survey("d", folder, workspace, salt=SALT, replace_all=True).rows)
-
-
-def outcome(folder: Path) -> tuple[str, tuple[str, ...]]:
-    """Code that rejects the only volume of a folder, and the codes that warn of it."""
-    try:
-        volume = DicomReader().read(header_in(folder))
-    except VolumeError as error:
-        return error.code, ()
-    rejection = first_rejection(volume.findings)
-    warned = [c for c in failures(volume.findings) if CODES[c].effect is Effect.WARN]
-    return rejection.code if rejection else "", tuple(warned)
 
 
 def test_the_sound_series_is_one_accepted_volume(series: Path) -> None:
@@ -80,158 +68,6 @@ def test_every_check_of_a_sound_series_is_told(series: Path) -> None:
     assert not volume.fractional
 
 
-def every_second_gone(number: int, data: pydicom.Dataset) -> bool:
-    data.InstanceNumber = number // 2 + 1
-    return number % 2 == 0
-
-
-def every_second_gone_numbers_kept(number: int, data: pydicom.Dataset) -> bool:
-    data.SliceThickness = "7.5"  # overlapping slices: the thickness does not tell
-    return number % 2 == 0
-
-
-def one_gone(number: int, data: pydicom.Dataset) -> bool:  # noqa: ARG001
-    return number != 20
-
-
-def mixed_spacing(number: int, data: pydicom.Dataset) -> bool:
-    if number >= 20:
-        data.PixelSpacing = [1.0, 1.0]
-    return True
-
-
-def one_monochrome1(number: int, data: pydicom.Dataset) -> bool:
-    if number == 20:
-        data.PhotometricInterpretation = "MONOCHROME1"
-    return True
-
-
-def one_without_rescale(number: int, data: pydicom.Dataset) -> bool:
-    if number == 20:
-        del data.RescaleIntercept
-    return True
-
-
-def without_rescale(number: int, data: pydicom.Dataset) -> bool:  # noqa: ARG001
-    del data.RescaleIntercept, data.RescaleSlope
-    return True
-
-
-def slope_zero(number: int, data: pydicom.Dataset) -> bool:
-    if number == 20:
-        data.RescaleSlope = "0"
-    return True
-
-
-def one_without_position(number: int, data: pydicom.Dataset) -> bool:
-    if number == 20:
-        del data.ImagePositionPatient
-    return True
-
-
-def impossible_orientation(number: int, data: pydicom.Dataset) -> bool:  # noqa: ARG001
-    data.ImageOrientationPatient = [1, 0, 0, 1, 0, 0]
-    return True
-
-
-def spacing_zero(number: int, data: pydicom.Dataset) -> bool:  # noqa: ARG001
-    data.PixelSpacing = [0, 0]
-    return True
-
-
-def jittered(number: int, data: pydicom.Dataset) -> bool:
-    shift = 1e-4 * number if number % 2 else 0.0
-    data.ImagePositionPatient = [round(float(v) + shift, 6) for v in data.ImagePositionPatient]
-    return True
-
-
-def lossy(number: int, data: pydicom.Dataset) -> bool:  # noqa: ARG001
-    data.LossyImageCompression = "01"
-    return True
-
-
-def lossy_8bit(number: int, data: pydicom.Dataset) -> bool:
-    data.BitsAllocated = data.BitsStored = 8
-    data.HighBit = 7
-    return lossy(number, data)
-
-
-def reformatted(number: int, data: pydicom.Dataset) -> bool:  # noqa: ARG001
-    data.ImageType = ["DERIVED", "SECONDARY", "MPR"]
-    return True
-
-
-def localizer(number: int, data: pydicom.Dataset) -> bool:  # noqa: ARG001
-    data.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
-    return True
-
-
-def magnetic(number: int, data: pydicom.Dataset) -> bool:  # noqa: ARG001
-    data.Modality = "MR"
-    return True
-
-
-def captured(number: int, data: pydicom.Dataset) -> bool:  # noqa: ARG001
-    data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
-    return True
-
-
-def colored(number: int, data: pydicom.Dataset) -> bool:  # noqa: ARG001
-    data.SamplesPerPixel = 3
-    data.PhotometricInterpretation = "RGB"
-    return True
-
-
-def cut_off_pixels(number: int, data: pydicom.Dataset) -> bool:
-    if number == 40:
-        data.PixelData = data.PixelData[:-2000]
-    return True
-
-
-def wider_pixels(number: int, data: pydicom.Dataset) -> bool:
-    """32 bits a pixel where the header says 16."""
-    if number == 40:
-        data.PixelData += data.PixelData
-    return True
-
-
-def no_modality(number: int, data: pydicom.Dataset) -> bool:  # noqa: ARG001
-    del data.Modality
-    return True
-
-
-FAULTS: dict[str, tuple[Callable[[int, pydicom.Dataset], bool], str, tuple[str, ...]]] = {
-    "every second": (every_second_gone, "", ("dicom.gap_above_thickness",)),
-    "every second, numbers kept": (every_second_gone_numbers_kept, "", ("dicom.instance_stride",)),
-    "one gone": (one_gone, "dicom.missing_slices", ()),
-    "mixed spacing": (mixed_spacing, "dicom.mixed_spacing", ()),
-    "monochrome1": (one_monochrome1, "dicom.photometric", ()),
-    "one without rescale": (one_without_rescale, "dicom.mixed_rescale", ()),
-    "no rescale": (without_rescale, "", ("dicom.no_rescale",)),
-    "slope 0": (slope_zero, "dicom.bad_rescale", ()),
-    "no position": (one_without_position, "dicom.no_geometry", ()),
-    "impossible orientation": (impossible_orientation, "dicom.no_geometry", ()),
-    "spacing 0": (spacing_zero, "dicom.no_geometry", ()),
-    "jitter": (jittered, "", ()),
-    "lossy": (lossy, "", ("dicom.lossy",)),
-    "lossy 8 bit": (lossy_8bit, "dicom.lossy_8bit", ()),
-    "reformat": (reformatted, "", ("dicom.reformat",)),
-    "localizer": (localizer, "dicom.localizer", ()),
-    "magnetic resonance": (magnetic, "dicom.not_ct", ()),
-    "secondary capture": (captured, "dicom.secondary_capture", ()),
-    "color": (colored, "content.color", ()),
-    "cut off pixels": (cut_off_pixels, "dicom.undecodable", ()),
-    "wider pixels": (wider_pixels, "dicom.undecodable", ()),
-    "no modality": (no_modality, "", ()),
-}
-
-
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_of_some_slices_is_named(series: Path, tmp_path: Path, name: str) -> None:
-    edit, code, warned = FAULTS[name]
-    assert outcome(edited(series, tmp_path / "faulty", edit)) == (code, warned)
-
-
 def test_orientations_that_differ_by_rounding_stay_one_volume(series: Path, tmp_path: Path) -> None:
     def edit(number: int, data: pydicom.Dataset) -> bool:
         cosines = [float(v) for v in data.ImageOrientationPatient]
@@ -245,7 +81,10 @@ def test_orientations_that_differ_by_rounding_stay_one_volume(series: Path, tmp_
 
 GROUPING: dict[str, dict[str, Any]] = {
     "orientation": {"orientation": (1.0, 0.0, 0.0, 0.0, 0.0, -1.0)},
+    "patient": {"patient_id": "Q"},
+    "study": {"study_uid": "2"},
     "series": {"series_uid": "1.3"},
+    "frame of reference": {"frame_of_reference": "1.4"},
     "rows": {"rows": 65},
     "columns": {"columns": 49},
     "class": {"sop_class": "1.2.840.10008.5.1.4.1.1.7"},
@@ -260,6 +99,35 @@ def test_what_a_volume_shares_tells_the_volumes_of_a_folder_apart(name: str) -> 
     theirs = [ct_slice(n + 4, **GROUPING[name]) for n in range(4)]
     mixed = [part for pair in zip(ours, theirs, strict=True) for part in pair]
     assert group_slices(mixed) == [tuple(ours), tuple(theirs)]
+
+
+@pytest.mark.parametrize("keyword", ["patient_id", "study_uid"])
+def test_an_id_that_differs_in_every_slice_of_a_series_does_not_count(keyword: str) -> None:
+    slices = [ct_slice(n, **{keyword: str(n)}) for n in range(20)]
+    assert len(group_slices(slices)) == 1
+    assert len(group_slices([replace(part, series_uid="") for part in slices])) == 20
+    assert len(group_slices([*slices, replace(slices[0], instance_uid="1.2.99")])) == 20
+
+
+def test_the_stack_holds_no_id() -> None:
+    ids: dict[str, Any] = {
+        "patient_id": "Q",
+        "study_uid": "2",
+        "series_uid": "3",
+        "frame_of_reference": "4",
+    }
+    assert stack_id(ct_slice(**ids)) == stack_id(ct_slice())
+
+
+def test_two_patients_under_no_series_are_two_volumes(series: Path, tmp_path: Path) -> None:
+    def edit(number: int, data: pydicom.Dataset) -> bool:
+        data.SeriesInstanceUID = data.StudyInstanceUID = ""
+        data.PatientID = f"P{number % 2}"
+        return True
+
+    folder = edited(series, tmp_path / "two", edit)
+    assert [len(volume) for volume in group_slices(slices_in(folder))] == [42, 41]
+    assert [len(row.members) for row in judge(folder)] == [42, 41]
 
 
 def test_a_fourth_value_of_the_image_type_does_not_split_a_volume() -> None:
@@ -286,6 +154,8 @@ KINDS = {
     ("DERIVED", "PRIMARY", "AXIAL"): "derived",
     ("DERIVED", "SECONDARY", "REFORMATTED", "AVERAGE"): "reformat",
     ("DERIVED", "SECONDARY", "AXIAL", "CSA MPR"): "reformat",
+    ("ORIGINAL", "PRIMARY", "AXIAL", "COMPRESSED"): "original",
+    ("DERIVED", "PRIMARY", "AXIAL", "COR_MPR"): "reformat",
     (): "derived",
 }
 
@@ -314,6 +184,11 @@ def test_the_stack_is_the_same_in_every_copy_and_only_there(series: Path, tmp_pa
     assert (header.patient_id, header.kind) == ("PHANTOM-0000", "original")
     assert header.study_id == other.study_id != ""
     assert header.series_id == other.series_id != ""
+
+    def reformatted(number: int, data: pydicom.Dataset) -> bool:  # noqa: ARG001
+        data.ImageType = ["DERIVED", "SECONDARY", "MPR"]
+        return True
+
     assert header_in(edited(series, tmp_path / "mpr", reformatted)).stack != header.stack
 
 
@@ -322,12 +197,43 @@ def test_a_slice_that_lies_there_twice_counts_once(series: Path, tmp_path: Path)
     first = sorted(folder.iterdir())[0]
     shutil.copy(first, folder / "copy.dcm")
     header = header_in(folder)
-    assert len(header.paths) == len(list(series.iterdir()))
+    assert header.shape == CASE.hu.shape[::-1]
+    assert len(header.paths) == 84
     assert failures(header.findings)["dicom.repeated_file"].measured == "1 of 84 slices"
-    assert outcome(folder) == ("", ("dicom.repeated_file",))
-    volume, sound = DicomReader().read(header), DicomReader().read(header_in(series))
-    np.testing.assert_array_equal(volume.voxels, sound.voxels)
-    assert volume.source_digest == sound.source_digest
+    assert outcome(folder) == ("", ("dicom.repeated_file", "dicom.duplicate_positions"))
+    volume = DicomReader().read(header)
+    np.testing.assert_array_equal(volume.voxels, CASE.hu)
+    assert volume.source_digest == DicomReader().digest(header.paths)
+    (row,) = judge(folder)
+    assert (row.verdict, len(row.members)) == ("warned", 84)
+
+
+def test_a_repeated_uid_does_not_hide_another_image(series: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(series, tmp_path / "other")
+    data = pydicom.dcmread(sorted(folder.iterdir())[40])
+    data.PixelData = bytes(len(data.PixelData))
+    data.save_as(folder / "0000-other.dcm")
+    assert outcome(folder) == ("dicom.several_phases", ())
+
+
+def test_a_series_twice_in_its_folder_has_the_warnings_of_one(series: Path, tmp_path: Path) -> None:
+    def every_second(number: int, data: pydicom.Dataset) -> bool:
+        data.SliceThickness = "7.5"  # overlapping slices: the thickness does not tell
+        return number % 2 == 0
+
+    folder = edited(series, tmp_path / "twice", every_second)
+    for path in list(folder.iterdir()):
+        shutil.copy(path, folder / f"copy-{path.name}")
+    warned = ("dicom.repeated_file", "dicom.instance_stride", "dicom.duplicate_positions")
+    assert outcome(folder) == ("", warned)
+
+
+def test_one_slice_in_two_copies_is_too_small(series: Path, tmp_path: Path) -> None:
+    for name in ("a.dcm", "b.dcm"):
+        (tmp_path / "one").mkdir(exist_ok=True)
+        shutil.copy(sorted(series.iterdir())[0], tmp_path / "one" / name)
+    with pytest.raises(VolumeError, match=r"geometry.too_small: 1 slices"):
+        header_in(tmp_path / "one")
 
 
 def with_doubles(series: Path, folder: Path, edit: Callable[[pydicom.Dataset], None]) -> Path:

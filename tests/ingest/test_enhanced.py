@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence as Items
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from prect.errors import VolumeError
@@ -116,6 +117,32 @@ def test_two_phases_in_one_object_are_rejected(series: Path, tmp_path: Path) -> 
     header = reader.read_header([write_enhanced(series, tmp_path / "p.dcm", edit=edit)], LIMITS)
     with pytest.raises(VolumeError, match=r"dicom.several_phases"):
         reader.read(header)
+
+
+@pytest.mark.parametrize("keyword", ["FrameAcquisitionNumber", "TemporalPositionIndex"])
+def test_frames_of_two_acquisitions_between_each_other_are_rejected(
+    series: Path, tmp_path: Path, keyword: str
+) -> None:
+    def edit(data: Dataset) -> None:
+        for n, frame in enumerate(data.PerFrameFunctionalGroupsSequence):
+            content = Dataset()
+            setattr(content, keyword, n % 2 + 1)
+            frame.FrameContentSequence = Items([content])
+
+    header = DicomReader().read_header(
+        [write_enhanced(series, tmp_path / "a.dcm", edit=edit)], LIMITS
+    )
+    assert list(failures(header.findings)) == ["dicom.several_phases"]
+
+
+def test_frames_that_hold_no_hu_are_rejected(series: Path, tmp_path: Path) -> None:
+    def edit(data: Dataset) -> None:
+        for frame in data.PerFrameFunctionalGroupsSequence:
+            frame.PixelValueTransformationSequence[0].RescaleType = "Z_EFF"
+
+    path = write_enhanced(series, tmp_path / "z.dcm", edit=edit)
+    with pytest.raises(VolumeError, match=r"dicom.not_hu: rescale type Z_EFF"):
+        DicomReader().read_header([path], LIMITS)
 
 
 def test_a_file_with_frames_of_two_volumes_is_rejected(series: Path, tmp_path: Path) -> None:

@@ -80,18 +80,38 @@ _IMAGES = (
         Effect.WARN,
         "No rescale slope and intercept; stored values are taken for Hounsfield units.",
     ),
+    Code(
+        "dicom.projection",
+        Effect.REJECT,
+        "An intensity projection (MIP, MinIP): a slice shows many at once.",
+    ),
+    Code(
+        "dicom.not_hu",
+        Effect.REJECT,
+        "A material map or a rescale type other than HU: iodine, effective atomic number.",
+    ),
+    Code(
+        "dicom.padding_ignored",
+        Effect.WARN,
+        "The padding value lies above -900 HU and may be that of tissue; it is not made air.",
+    ),
     Code("dicom.lossy", Effect.WARN, "Slices were compressed with loss."),
     Code(
         "dicom.reformat",
         Effect.WARN,
         "A reformatted image: the original axial one of the same study is better.",
     ),
+    Code(
+        "dicom.derived",
+        Effect.WARN,
+        "The image type says that the images were computed from others.",
+    ),
 )
 _GEOMETRY = (
     Code(
         "dicom.repeated_file",
         Effect.WARN,
-        "The same instance lies in the folder more than once; one copy is used.",
+        "An instance UID repeats; where position and pixels do too, one copy is used.",
     ),
     Code(
         "dicom.bolus_tracking",
@@ -123,6 +143,12 @@ _GEOMETRY = (
         "Gaps of a whole multiple of the usual one that no slice thickness accounts for.",
         "Download the series again.",
         limits=("gap_tolerance", "gap_tolerance_mm"),
+    ),
+    Code(
+        "dicom.interleaved_stacks",
+        Effect.REJECT,
+        "Small and large gaps alternate: the slices of two stacks lie between each other.",
+        "Separate the stacks into series of their own.",
     ),
     Code(
         "dicom.gap_too_large",
@@ -164,7 +190,7 @@ _PIXELS = (
     Code(
         "dicom.several_phases",
         Effect.REJECT,
-        "Different images at one position: several phases, or a bolus tracking series.",
+        "Different images of one place: several phases, acquisitions, or bolus tracking.",
         "Separate the phases into series of their own.",
     ),
     Code(

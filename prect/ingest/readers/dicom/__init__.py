@@ -14,10 +14,10 @@ from prect.ingest.readers.dicom.headers import Slice, read_slices
 from prect.ingest.readers.dicom.pixels import assemble, decode_slices
 from prect.ingest.readers.dicom.series import (
     check_images,
+    check_repeats,
     group_slices,
     kind_of,
     stack_id,
-    without_copies,
 )
 from prect.ingest.volume import Volume
 from prect.manifests.limits import Limits
@@ -63,9 +63,8 @@ class DicomReader:
         Raises:
             VolumeError: the slices cannot have a grid.
         """
-        findings = check_images(slices)
-        kept, copies = without_copies(slices)
-        stack = stack_slices(kept, limits)
+        findings = (*check_images(slices), check_repeats(slices))
+        stack = stack_slices(slices, limits)
         first = stack.placed[0].part
         return Header(
             shape=(first.columns, first.rows, stack.count),
@@ -76,7 +75,7 @@ class DicomReader:
             series_id=first.series_uid,
             stack=stack_id(first),
             kind=kind_of(first),
-            findings=(*findings, copies, *stack.findings),
+            findings=(*findings, *stack.findings),
             slices=stack.placed,
         )
 

@@ -33,7 +33,10 @@ class Frame:
     orientation: tuple[float, ...]
     pixel_spacing: tuple[float, ...]
     thickness: float
+    acquisition: int | None
+    temporal_position: int | None
     rescale: tuple[float, float] | None
+    rescale_type: str
 
 
 def frames_of(data: Dataset, count: int) -> Iterator[Frame]:
@@ -59,6 +62,7 @@ def frames_of(data: Dataset, count: int) -> Iterator[Frame]:
 def _frame(groups: Sequence[Dataset]) -> Frame:
     slope = _value(groups, "PixelValueTransformationSequence", "RescaleSlope")
     intercept = _value(groups, "PixelValueTransformationSequence", "RescaleIntercept")
+    unit = _value(groups, "PixelValueTransformationSequence", "RescaleType")
     kind = _value(groups, "CTImageFrameTypeSequence", "FrameType")
     return Frame(
         image_type=tuple(str(v).strip().upper() for v in _many(kind)),
@@ -67,9 +71,29 @@ def _frame(groups: Sequence[Dataset]) -> Frame:
             _value(groups, "PlaneOrientationSequence", "ImageOrientationPatient"), 6
         ),
         pixel_spacing=_numbers(_value(groups, "PixelMeasuresSequence", "PixelSpacing"), 2),
-        thickness=float(_value(groups, "PixelMeasuresSequence", "SliceThickness") or 0),
+        thickness=thickness_of(_value(groups, "PixelMeasuresSequence", "SliceThickness")),
+        acquisition=whole_of(_value(groups, "FrameContentSequence", "FrameAcquisitionNumber")),
+        temporal_position=whole_of(_value(groups, "FrameContentSequence", "TemporalPositionIndex")),
         rescale=None if slope is None or intercept is None else (float(slope), float(intercept)),
+        rescale_type=str(unit or "").strip().upper(),
     )
+
+
+def thickness_of(value: Any) -> float:
+    """Millimetres; a hint only, so that what is no positive number counts as absent: 0."""
+    try:
+        thickness = float(value or 0)
+    except (TypeError, ValueError):
+        return 0.0
+    return thickness if 0 < thickness < math.inf else 0.0
+
+
+def whole_of(value: Any) -> int | None:
+    """A number such as InstanceNumber; a hint only: ``None`` when it is no whole number."""
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def _value(groups: Sequence[Dataset], macro: str, keyword: str) -> Any:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from prect.errors import VolumeError
 from prect.ingest.findings import Finding, failed, passed
 from prect.ingest.readers.dicom.headers import Slice
+from prect.ingest.readers.dicom.phases import check_interleaved, check_phases
 from prect.ingest.volume import LPS_TO_RAS, SNAPPED_SHEAR, Affine, clean_affine
 from prect.manifests.limits import Limits
 
@@ -87,10 +88,15 @@ class _Line:
         return whole
 
     @property
+    def leaders(self) -> tuple[Slice, ...]:
+        """(m,) the first slice of each level: copies at one position count once."""
+        _, first = np.unique(self.level, return_index=True)
+        return tuple(self.slices[n] for n in first)
+
+    @property
     def thicknesses(self) -> Vector:
         """(m,) millimetres, 0 where absent."""
-        _, first = np.unique(self.level, return_index=True)
-        return np.array([self.slices[n].thickness for n in first])
+        return np.array([part.thickness for part in self.leaders])
 
 
 def stack_slices(slices: Sequence[Slice], limits: Limits) -> Stack:
@@ -100,7 +106,7 @@ def stack_slices(slices: Sequence[Slice], limits: Limits) -> Stack:
     uniform grid; the reader interpolates. A gantry tilt stays in the affine, as a shear.
 
     Args:
-        slices: of one group, each with its geometry; no file twice.
+        slices: of one group, each with its geometry; several may lie at one position.
         limits: `Limits` in force.
 
     Raises:
@@ -150,7 +156,8 @@ def _normal(part: Slice) -> Vector:
 
 def _check_one_place(line: _Line) -> Finding:
     measured = f"{len(line.levels)} positions of {len(line.slices)} slices"
-    if len(line.slices) > 1 and len(line.levels) == 1:
+    instances = {(part.instance_uid, part.frame) for part in line.slices}
+    if len(instances) > 1 and len(line.levels) == 1:
         raise VolumeError(
             "dicom.bolus_tracking",
             f"all {len(line.slices)} slices lie at one position: a series over time, no volume",
@@ -162,6 +169,9 @@ def _check_count(line: _Line, limits: Limits) -> list[Finding]:
     count, least = len(line.levels), max(limits.min_voxels, 2)
     if count < least:
         raise VolumeError("geometry.too_small", f"{count} slices, at least {least} are needed")
+    phases = check_phases(line.slices, line.level, line.levels, limits)
+    if phases is not None:
+        return [phases]
     if len(line.slices) > count:
         return []  # what repeats a position is told apart by its pixels, when they are read
     return [passed("dicom.several_phases", "every position once")]
@@ -228,6 +238,7 @@ def _check_gaps(
     if even:
         return [
             passed("dicom.missing_slices", "0 slices"),
+            passed("dicom.interleaved_stacks", "even gaps"),
             passed("dicom.gap_too_large", "even gaps"),
             passed("dicom.nonuniform_spacing", measured, limit),
         ]
@@ -235,7 +246,10 @@ def _check_gaps(
     if missing:
         reason = f"about {missing} slices are missing: {measured}, the median is {median:.4g} mm"
         return [failed("dicom.missing_slices", reason, f"{missing} slices", "0 slices")]
-    findings = [passed("dicom.missing_slices", "0 slices")]
+    interleaved = check_interleaved(gaps)
+    findings = [passed("dicom.missing_slices", "0 slices"), interleaved]
+    if not interleaved.passed:
+        return findings
     largest, bound = f"{gaps.max():.4g} mm", f"{limits.max_gap_mm:g} mm"
     if gaps.max() > limits.max_gap_mm:
         reason = f"uneven gaps of up to {largest}, at most {bound} are interpolated"
@@ -272,8 +286,8 @@ def missing_slices(gaps: Vector, thicknesses: Vector, limits: Limits) -> int:
 
 
 def _check_numbers(line: _Line) -> Finding:
-    numbers = [s.instance_number for s in line.slices if s.instance_number is not None]
-    if len(numbers) < len(line.slices) or len(set(numbers)) < len(numbers):
+    numbers = [s.instance_number for s in line.leaders if s.instance_number is not None]
+    if len(numbers) < len(line.levels) or len(set(numbers)) < len(numbers):
         return passed("dicom.instance_stride", "instance numbers are absent or repeat")
     stride = int(np.abs(np.diff(numbers)).min())
     if stride <= 1:

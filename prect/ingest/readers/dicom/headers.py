@@ -21,7 +21,12 @@ from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag
 
 from prect.errors import VolumeError
-from prect.ingest.readers.dicom.enhanced import FUNCTIONAL_GROUPS, frames_of
+from prect.ingest.readers.dicom.enhanced import (
+    FUNCTIONAL_GROUPS,
+    frames_of,
+    thickness_of,
+    whole_of,
+)
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT_STORAGE = "1.2.840.10008.5.1.4.1.1.2.1"
@@ -43,6 +48,8 @@ _HEADER_BYTES = 1 << 15
 _AFTER_IMAGE_MODULES = 0x00290000
 """All that a single-frame image says of itself lies in groups up to 0028."""
 _PIXEL_DATA = 0x7FE00000
+_AIR_HU = -900
+"""Padding above is no air, so that its value may be that of tissue as well."""
 _PREAMBLE = 128
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 """How a file without preamble begins: group 0002 or 0008, the latter in either byte order."""
@@ -56,9 +63,12 @@ TAGS = {
     "thickness": 0x00180050,
     "study_uid": 0x0020000D,
     "series_uid": 0x0020000E,
+    "acquisition": 0x00200012,
     "instance_number": 0x00200013,
     "position": 0x00200032,
     "orientation": 0x00200037,
+    "frame_of_reference": 0x00200052,
+    "temporal_position": 0x00200100,
     "samples": 0x00280002,
     "photometric": 0x00280004,
     "frames": 0x00280008,
@@ -70,9 +80,25 @@ TAGS = {
     "padding_limit": 0x00280121,
     "intercept": 0x00281052,
     "slope": 0x00281053,
+    "rescale_type": 0x00281054,
     "lossy": 0x00282110,
 }
 """All that is read of a header; an allow-list, so that no name or date gets any further."""
+_HINTS = frozenset(
+    {
+        "thickness",
+        "acquisition",
+        "instance_number",
+        "frame_of_reference",
+        "temporal_position",
+        "padding",
+        "padding_limit",
+        "rescale_type",
+        "lossy",
+    }
+)
+"""A volume is made without these as well, so that damaged ones count as absent."""
+_INTEGER_BYTES = (1, 2, 4)
 _TAG_LIST: list[BaseTag | int] = [BaseTag(tag) for tag in TAGS.values()]
 _NAMES = {tag: name for name, tag in TAGS.items()}
 
@@ -88,6 +114,7 @@ class Slice:
     series_uid: str
     study_uid: str
     patient_id: str
+    frame_of_reference: str
     sop_class: str
     modality: str
     image_type: tuple[str, ...]
@@ -110,18 +137,23 @@ class Slice:
     pixel_spacing: tuple[float, ...]
     """Millimetres between rows (j), then between columns (i)."""
     thickness: float
-    """Millimetres; 0 when absent."""
+    """Millimetres; 0 when absent or no positive number."""
+    acquisition: int | None
+    """AcquisitionNumber; like the two below a hint, ``None`` when absent or no number."""
+    temporal_position: int | None
     instance_number: int | None
     rescale: tuple[float, float] | None
     """Slope and intercept; ``None`` when either is absent."""
+    rescale_type: str
+    """Upper case; empty when absent."""
     padding: tuple[int, ...]
     """Stored value of padding modulo 2^16, or both ends of a range of them; empty without."""
 
     @property
     def group(self) -> tuple[object, ...]:
-        """What all slices of one volume share, their orientation apart."""
+        """What all slices of one volume share, their orientation apart; first of all ids."""
         return (
-            self.series_uid,
+            (self.patient_id, self.study_uid, self.series_uid, self.frame_of_reference),
             self.modality,
             self.sop_class,
             self.image_type[:3],
@@ -129,6 +161,16 @@ class Slice:
             self.columns,
             self.samples,
         )
+
+    @property
+    def padding_is_air(self) -> bool:
+        """Whether all that the padding value or range covers is darker than -900 HU.
+
+        As 16-bit signed numbers: scanners write 63536 for -2000.
+        """
+        slope, intercept = self.rescale or (1.0, 0.0)
+        stored = ((value ^ 0x8000) - 0x8000 for value in self.padding)
+        return all(slope * value + intercept <= _AIR_HU for value in stored)
 
     def parallel_to(self, other: Slice) -> bool:
         """Whether two slices have the same orientation, up to rounding in the files."""
@@ -206,7 +248,14 @@ def _slices(path: Path, file: BinaryIO, start: bytes, part10: bool) -> tuple[Sli
             orientation=frame.orientation,
             pixel_spacing=frame.pixel_spacing,
             thickness=frame.thickness,
+            acquisition=part.acquisition if frame.acquisition is None else frame.acquisition,
+            temporal_position=(
+                part.temporal_position
+                if frame.temporal_position is None
+                else frame.temporal_position
+            ),
             rescale=frame.rescale,
+            rescale_type=frame.rescale_type or part.rescale_type,
         )
         for number, frame in enumerate(frames_of(groups, part.frames))
     )
@@ -242,7 +291,7 @@ def _is_directory(data: pydicom.FileDataset) -> bool:
 
 
 def _slice(path: Path, size: int, values: Mapping[str, Any], file_meta: Any) -> Slice:
-    raw = {name: _bytes(element.value) for name, element in values.items()}
+    raw = {name: _bytes(name, element.value) for name, element in values.items()}
 
     def get(name: str) -> bytes:
         return raw.get(name, b"")
@@ -262,6 +311,7 @@ def _slice(path: Path, size: int, values: Mapping[str, Any], file_meta: Any) -> 
         series_uid=_text(get("series_uid")),
         study_uid=_text(get("study_uid")),
         patient_id=_text(get("patient_id")),
+        frame_of_reference=_text(get("frame_of_reference")),
         sop_class=sop_class,
         modality=modality,
         image_type=_texts(get("image_type")),
@@ -276,17 +326,26 @@ def _slice(path: Path, size: int, values: Mapping[str, Any], file_meta: Any) -> 
         position=_numbers(get("position"), 3),
         orientation=_numbers(get("orientation"), 6),
         pixel_spacing=_numbers(get("pixel_spacing"), 2),
-        thickness=float(_text(get("thickness")) or 0),
-        instance_number=_whole(get("instance_number")),
+        thickness=thickness_of(_text(get("thickness"))),
+        acquisition=whole_of(_text(get("acquisition"))),
+        temporal_position=whole_of(_text(get("temporal_position"))),
+        instance_number=whole_of(_decode(get("instance_number"))),
         rescale=_rescale(_text(get("slope")), _text(get("intercept"))),
-        padding=tuple(number(name) & 0xFFFF for name in ("padding", "padding_limit") if get(name)),
+        rescale_type=_text(get("rescale_type")).upper(),
+        padding=tuple(
+            number(name) & 0xFFFF
+            for name in ("padding", "padding_limit")
+            if len(get(name)) in _INTEGER_BYTES
+        ),
     )
 
 
-def _bytes(value: Any) -> bytes:
+def _bytes(name: str, value: Any) -> bytes:
     if not value:  # pydicom has empty values of several types
         return b""
     if not isinstance(value, bytes):
+        if name in _HINTS:
+            return b""
         raise ValueError("a sequence where a value is expected")
     return value
 
@@ -321,17 +380,9 @@ def _numbers(value: bytes, count: int) -> tuple[float, ...]:
 
 def _unsigned(value: bytes, little_endian: bool) -> int:
     """A binary integer of any sign as it lies in the file."""
-    if len(value) not in (1, 2, 4):
+    if len(value) not in _INTEGER_BYTES:
         raise ValueError(f"{len(value)} bytes where an integer is expected")
     return int.from_bytes(value, "little" if little_endian else "big")
-
-
-def _whole(value: bytes) -> int | None:
-    """InstanceNumber; a hint only, so that what is no number counts as absent."""
-    try:
-        return int(_decode(value))
-    except ValueError:
-        return None
 
 
 def _rescale(slope: str, intercept: str) -> tuple[float, float] | None:

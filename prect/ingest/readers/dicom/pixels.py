@@ -197,8 +197,8 @@ def decode_slices(
 def decode_frame(pixels: FilePixels, part: Slice) -> tuple[NDArray[np.int16], bool]:
     """(j, i) HU of one slice, and whether fractions were rounded away.
 
-    Padding becomes -1024 HU before anything interpolates over it. What int16 cannot hold is
-    clipped.
+    Padding that is air by its value becomes -1024 HU before anything interpolates over it.
+    What int16 cannot hold is clipped.
 
     Raises:
         VolumeError: ``dicom.undecodable``, the pixels are not of the size the header tells.
@@ -218,7 +218,7 @@ def decode_frame(pixels: FilePixels, part: Slice) -> tuple[NDArray[np.int16], bo
         values = np.rint(exact)
         fractional = bool((values != exact).any())
     hu: NDArray[np.int16] = np.clip(values, -32768, 32767).astype(np.int16)
-    if part.padding:
+    if part.padding and part.padding_is_air:
         hu[_padding(part.padding, stored, containers)] = HU_MIN
     return hu, fractional
 
@@ -234,10 +234,9 @@ def _padding(padding: tuple[int, ...], stored: Stored, containers: Stored) -> ND
         if containers is not stored:
             same |= (containers.astype(np.int32) & 0xFFFF) == padding[0]
         return same
-    bounds = np.array(padding, dtype=np.uint16)
-    signed = stored.dtype.kind == "i"
-    low, high = np.sort(bounds.astype(np.int16) if signed else bounds).astype(int)
-    between: NDArray[np.bool_] = (stored >= low) & (stored <= high)
+    low, high = np.sort(np.array(padding, dtype=np.uint16).astype(np.int16))
+    values = stored.astype(np.int16)
+    between: NDArray[np.bool_] = (values >= low) & (values <= high)
     return between
 
 

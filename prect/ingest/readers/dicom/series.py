@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -18,7 +19,12 @@ from prect.ingest.readers.dicom.headers import CT_IMAGE_STORAGE, ENHANCED_STORAG
 SECONDARY_CAPTURE_PREFIX = "1.2.840.10008.5.1.4.1.1.7"
 _COSINE_TOLERANCE = 0.01
 """Deviation of the orientation from two perpendicular unit vectors that is rounding."""
-_REFORMATTED = ("MPR", "REFORMATTED")
+_REFORMATTED = frozenset({"MPR", "REFORMATTED"})
+_PROJECTIONS = frozenset({"MIP", "MINIP", "MAXIP", "MIN_IP", "MAX_IP"})
+_MATERIALS = frozenset({"IODINE", "Z_EFF", "ZEFF"})
+_HU_TYPES = ("HU", "US", "")
+"""Rescale types of HU; US is unspecified, and the HU checks decide there as without a type."""
+_OTHER_TYPES = ("OD", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT")
 _MODALITIES = ("CR", "DX", "MG", "MR", "NM", "OT", "PR", "PT", "REG", "SC", "SEG", "SR", "US", "XA")
 _MODALITY_PREFIXES = ("RTDOSE", "RTIMAGE", "RTPLAN", "RTRECORD", "RTSTRUCT")
 
@@ -26,13 +32,21 @@ _MODALITY_PREFIXES = ("RTDOSE", "RTIMAGE", "RTPLAN", "RTRECORD", "RTSTRUCT")
 def group_slices(slices: Sequence[Slice]) -> list[tuple[Slice, ...]]:
     """Slices by the volume they belong to, in the order of their first slice.
 
-    One volume has one series, and in there one modality, SOP class, image type (its first
-    three values), number of rows, columns and samples, and one orientation within 1e-3.
+    One volume has one patient, study, series and frame of reference, and in there one modality,
+    SOP class, image type (its first three values), number of rows, columns and samples, and
+    one orientation within 1e-3. Where every slice of a series has a patient or study of its
+    own, as after an anonymisation file by file, these ids name nobody and do not count.
     """
     groups: dict[tuple[object, ...], list[list[Slice]]] = {}
     volumes: list[list[Slice]] = []
+    patients: dict[tuple[object, ...], list[tuple[str, str]]] = {}
     for part in slices:
-        stacks = groups.setdefault(part.group, [])
+        patients.setdefault(_without_patient(part), []).append((part.patient_id, part.study_uid))
+    scattered = {key for key, ids in patients.items() if len(set(ids)) == len(ids)}
+    for part in slices:
+        anyone = _without_patient(part)
+        nobody = bool(part.series_uid) and anyone in scattered
+        stacks = groups.setdefault(anyone if nobody else part.group, [])
         for stack in stacks:
             if part.parallel_to(stack[0]):
                 stack.append(part)
@@ -41,6 +55,10 @@ def group_slices(slices: Sequence[Slice]) -> list[tuple[Slice, ...]]:
             stacks.append([part])
             volumes.append(stacks[-1])
     return [tuple(volume) for volume in volumes]
+
+
+def _without_patient(part: Slice) -> tuple[object, ...]:
+    return (part.series_uid, part.frame_of_reference), *part.group[1:]
 
 
 def stack_id(part: Slice) -> str:
@@ -63,14 +81,19 @@ def kind_of(part: Slice) -> str:
     Original images are ORIGINAL\\PRIMARY. A reformat says so, or lies in a plane nearer to
     the coronal or sagittal one and does not claim to be original. All else is derived.
     """
-    values = part.image_type
-    if any(mark in value for value in values for mark in _REFORMATTED):
+    if _words(part) & _REFORMATTED:
         return "reformat"
-    if values[:2] == ("ORIGINAL", "PRIMARY"):
+    if part.image_type[:2] == ("ORIGINAL", "PRIMARY"):
         return "original"
     cosines = np.array(part.orientation)
     normal = np.abs(np.cross(cosines[:3], cosines[3:]))
     return "derived" if normal.argmax() == 2 else "reformat"
+
+
+def _words(part: Slice) -> set[str]:
+    """Words of the image type, those joined by an underscore both whole and apart."""
+    text = " ".join(part.image_type)
+    return {word for pattern in (r"[A-Z0-9]+", r"[A-Z0-9_]+") for word in re.findall(pattern, text)}
 
 
 def check_images(slices: Sequence[Slice]) -> tuple[Finding, ...]:
@@ -85,6 +108,7 @@ def check_images(slices: Sequence[Slice]) -> tuple[Finding, ...]:
     for part in slices:
         _reject_foreign(part)
         _reject_values(part)
+        _reject_derived(part)
         _reject_geometry(part)
     _reject_mixed(slices)
     first = slices[0]
@@ -96,23 +120,35 @@ def check_images(slices: Sequence[Slice]) -> tuple[Finding, ...]:
         passed("content.color", "1 number a pixel"),
         passed("dicom.photometric", "MONOCHROME2"),
         passed("dicom.lossy_8bit", f"{first.bits} bits"),
+        passed("dicom.projection", "no projection"),
+        passed("dicom.not_hu", "rescale type HU or none"),
         passed("dicom.no_geometry", "position, orientation and pixel spacing are there"),
         passed("dicom.mixed_spacing", "one pixel spacing"),
         passed("dicom.mixed_rescale", "all slices have a rescale or none has"),
     ]
     findings += _check_rescale(slices)
+    findings.append(_check_padding(slices))
     lossy = sum(part.lossy for part in slices)
     measured = f"{lossy} of {len(slices)} slices"
     if lossy:
         findings.append(failed("dicom.lossy", f"lossy compression in {measured}", measured))
     else:
         findings.append(passed("dicom.lossy", measured))
-    if kind_of(first) == "reformat":
+    return (*findings, *_check_kind(first))
+
+
+def _check_kind(part: Slice) -> Iterable[Finding]:
+    kind = kind_of(part)
+    if kind == "reformat":
         reason = "a reformatted image, or a coronal or sagittal one that is not original"
-        findings.append(failed("dicom.reformat", reason, "reformat"))
+        yield failed("dicom.reformat", reason, kind)
     else:
-        findings.append(passed("dicom.reformat", kind_of(first)))
-    return tuple(findings)
+        yield passed("dicom.reformat", kind)
+    if kind == "derived" and part.image_type:
+        reason = "the image type is not ORIGINAL PRIMARY: computed from other images"
+        yield failed("dicom.derived", reason, kind)
+    else:
+        yield passed("dicom.derived", kind if part.image_type else "no image type")
 
 
 def _reject_foreign(part: Slice) -> None:
@@ -155,6 +191,21 @@ def _reject_values(part: Slice) -> None:
         raise VolumeError("dicom.photometric", f"photometric interpretation {name}")
     if part.lossy and part.bits <= 8:
         raise VolumeError("dicom.lossy_8bit", f"{part.bits} bits with lossy compression")
+
+
+def _reject_derived(part: Slice) -> None:
+    """Images computed from CT that hold no HU of a place."""
+    words = _words(part)
+    if words & _PROJECTIONS:
+        raise VolumeError(
+            "dicom.projection", "the image type says that it is an intensity projection"
+        )
+    if words & _MATERIALS:
+        raise VolumeError("dicom.not_hu", "the image type says that it is a material map, not HU")
+    if part.rescale_type not in _HU_TYPES:
+        known = part.rescale_type in _OTHER_TYPES
+        name = part.rescale_type if known else "of another kind"
+        raise VolumeError("dicom.not_hu", f"rescale type {name}, HU is wanted")
 
 
 def _reject_geometry(part: Slice) -> None:
@@ -204,18 +255,25 @@ def _check_rescale(slices: Sequence[Slice]) -> Iterable[Finding]:
         yield failed("dicom.no_rescale", reason, "absent")
 
 
-def without_copies(slices: Sequence[Slice]) -> tuple[list[Slice], Finding]:
-    """One slice for each instance: a file that lies in the folder twice counts once.
+def _check_padding(slices: Sequence[Slice]) -> Finding:
+    ignored = sum(not part.padding_is_air for part in slices)
+    measured = f"{ignored} of {len(slices)} slices"
+    if not ignored:
+        return passed("dicom.padding_ignored", measured)
+    reason = f"the padding value of {measured} lies above -900 HU; it is not taken for air"
+    return failed("dicom.padding_ignored", reason, measured, "-900 HU")
 
-    A copy has the instance UID, size and position of another file; the first by path stays.
+
+def check_repeats(slices: Sequence[Slice]) -> Finding:
+    """Whether instance UIDs repeat, as in a file that lies in the folder twice.
+
+    Nothing is left out for its UID: slices at one position are compared by their pixels when
+    they are read.
     """
-    kept: dict[tuple[str, int, int, tuple[float, ...]], Slice] = {}
-    for number, part in enumerate(sorted(slices, key=lambda s: (s.path, s.frame))):
-        key = (part.instance_uid or f"#{number}", part.frame, part.bytes, part.position)
-        kept.setdefault(key, part)
-    left_out = len(slices) - len(kept)
-    measured = f"{left_out} of {len(slices)} slices"
-    if not left_out:
-        return list(kept.values()), passed("dicom.repeated_file", measured)
-    reason = f"{measured} are copies of others and were left out"
-    return list(kept.values()), failed("dicom.repeated_file", reason, measured)
+    instances = [(part.instance_uid, part.frame) for part in slices if part.instance_uid]
+    repeats = len(instances) - len(set(instances))
+    measured = f"{repeats} of {len(slices)} slices"
+    if not repeats:
+        return passed("dicom.repeated_file", measured)
+    reason = f"{measured} repeat the instance UID of another; their pixels decide"
+    return failed("dicom.repeated_file", reason, measured)
