@@ -50,6 +50,14 @@ StrictOption = Annotated[
     bool, typer.Option("--strict", help="Exit with status 3 when a volume is not usable.")
 ]
 
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Local processes; one a core when left out.")
+]
+SchedulerOption = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Use this Dask cluster, e.g. tcp://host:8786."),
+]
+
 
 class ExitCode(IntEnum):
     """Exit status of a command that did not simply succeed; 2, wrong usage, is Typer's."""

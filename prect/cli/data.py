@@ -16,7 +16,9 @@ from prect.cli.console import (
     DEFAULT_WORKSPACE,
     ExitCode,
     JsonOption,
+    SchedulerOption,
     StrictOption,
+    WorkersOption,
     WorkspaceOption,
     console,
     count_table,
@@ -110,13 +112,8 @@ def build_cache(
     profile: Annotated[
         str, typer.Option(help="Name of a profile that ships with prect, or path of a TOML file.")
     ] = "iso1.5",
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Local processes; one a core when left out.")
-    ] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="Use this Dask cluster, e.g. tcp://host:8786."),
-    ] = None,
+    workers: WorkersOption = None,
+    scheduler: SchedulerOption = None,
     retry_quarantined: Annotated[
         bool, typer.Option("--retry-quarantined", help="Try again what failed before.")
     ] = False,

@@ -17,7 +17,9 @@ from prect.cli.console import (
     DEFAULT_WORKSPACE,
     ExitCode,
     JsonOption,
+    SchedulerOption,
     StrictOption,
+    WorkersOption,
     WorkspaceOption,
     console,
     count_table,
@@ -120,13 +122,8 @@ def ingest(
             help="Compare contents, not sizes and times, to tell which files are unchanged.",
         ),
     ] = False,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Local processes; one a core when left out.")
-    ] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="Use this Dask cluster, e.g. tcp://host:8786."),
-    ] = None,
+    workers: WorkersOption = None,
+    scheduler: SchedulerOption = None,
     replace: Annotated[
         bool,
         typer.Option(

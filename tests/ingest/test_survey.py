@@ -7,7 +7,9 @@ import os
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
@@ -405,3 +407,29 @@ def test_a_folder_that_cannot_be_listed_keeps_its_rows(
         "deep/b.nii.gz": ("accepted", ""),
         "deep/": ("rejected", "file.unreadable_folder"),
     }
+
+
+def test_copies_in_another_set_are_found(tmp_path: Path) -> None:
+    """A phantom re-saved, flipped, mirrored, cropped, and with its spacing overwritten."""
+    first, second = made(tmp_path / "a"), made(tmp_path / "b")
+    image: Any = nib.load(write_case(make_case(5, 1), first / "original", "nifti"))
+    voxels, affine = np.asarray(image.dataobj), image.affine
+    flip = np.diag([-1.0, 1.0, 1.0, 1.0])
+    flip[0, 3] = voxels.shape[0] - 1
+    copies = {
+        "resaved": (voxels.astype(np.float32), affine),
+        "flipped": (voxels[::-1], affine @ flip),
+        "mirrored": (voxels[:, ::-1], affine),
+        "cropped": (voxels[8:-8, 6:-6, 10:-14], affine),
+        "spacing": (voxels, np.diag([-1.5, -1.5, 1.5, 1.0])),
+    }
+    for name, (copy, placed) in copies.items():
+        nib.save(nib.Nifti1Image(copy, placed), second / f"{name}.nii.gz")
+    write_case(make_case(5, 2), second / "other", "nifti")
+    workspace = place(first)
+    (kept,) = survey("a", first, workspace, salt=SALT).rows
+    rows = {row.source.partition(".")[0]: row for row in survey("b", second, workspace).rows}
+    assert rows.pop("other").verdict == "accepted"
+    assert {row.duplicate_of for row in rows.values()} == {f"a/{kept.case}"}
+    codes = {name: row.code for name, row in rows.items()}
+    assert codes == dict.fromkeys(copies, "duplicate.voxels") | {"cropped": "duplicate.overlap"}
