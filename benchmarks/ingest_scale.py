@@ -4,7 +4,7 @@ A tree of N series, each a few files that hold a header and no pixels, is laid o
 collection of studies is: patient, study, series. Then ``python -m prect ingest`` runs on it
 in a process of its own, twice: on a new workspace, and again on the unchanged tree. Times
 are those of the whole command; the files have just been written, so the page cache is warm.
-Memory is that of the command and of its workers, at its highest of ten looks a second; a
+Memory is that of the command and of its workers, at its highest of two looks a second; a
 page that several processes share is divided among them (proportional set size).
 
     python benchmarks/ingest_scale.py --counts 1000,10000,100000
@@ -39,7 +39,8 @@ PATIENTS_PER_FOLDER = 500
 SLICE_THICKNESS_MM = 2.5
 PRIVATE_BYTES = 3000
 """Scanners add private elements of some kilobytes to each header."""
-LOOK_EVERY_S = 0.1
+LOOK_EVERY_S = 0.5
+"""A look walks the page tables of the processes and holds them up meanwhile."""
 MIB = 2**20
 
 # Stand for what differs from file to file; a value that replaces one has the same length.

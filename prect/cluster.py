@@ -7,13 +7,12 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from multiprocessing import resource_tracker
-from typing import Any, TypeVar
-
-import dask
-from distributed import Client, Future, LocalCluster, as_completed
-from distributed.scheduler import KilledWorker
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prect.errors import ClusterError
+
+if TYPE_CHECKING:
+    from distributed import Client, Future, LocalCluster
 
 _JOBS_AHEAD = 2
 """Jobs in the scheduler for each worker: one at work, one waiting."""
@@ -33,6 +32,10 @@ def cluster(workers: int, scheduler: str | None = None) -> Iterator[Client]:
     Raises:
         ClusterError: the scheduler cannot be reached, or has no workers.
     """
+    # Here and below: half a second that an ingest of unchanged files can do without.
+    import dask  # noqa: PLC0415
+    from distributed import Client  # noqa: PLC0415
+
     if scheduler is not None:
         try:
             client = Client(scheduler, timeout="10s")
@@ -60,6 +63,8 @@ def _local(workers: int) -> LocalCluster:
     # Ctrl-C reaches every process of the terminal; workers leave it to the driver, which lets
     # them go in order. They and the thread that starts them inherit the mask; a Ctrl-C that
     # comes meanwhile waits for its end. The tracker would lift the mask when it starts.
+    from distributed import LocalCluster  # noqa: PLC0415
+
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -139,6 +144,9 @@ def run_bounded(
     Raises:
         Exception: whatever ``function`` raises.
     """
+    from distributed import as_completed  # noqa: PLC0415
+    from distributed.scheduler import KilledWorker  # noqa: PLC0415
+
     waiting = iter(jobs)
     running: dict[Future[Any], Job] = {}
     completed = as_completed()

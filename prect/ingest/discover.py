@@ -14,7 +14,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
+from typing import NamedTuple
 
 from prect.errors import ManifestError, WorkspaceError
 from prect.ingest.readers import DETACHED, FORMAT_OF, READERS
@@ -22,6 +24,8 @@ from prect.manifests.cards import Card, Sort
 from prect.manifests.lists import ListEntry, locate
 
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst", ".7z", ".rar")
+_BY_NAME = attrgetter("name")
+_COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
 _NO_IMAGES = re.compile(
     r"\.(raw|zraw|img|json|txt|csv|tsv|xlsx?|xml|html?|md|pdf|docx?|py|ipynb|sh|ya?ml|toml|log|png|"
     r"jpe?g|gif|bmp|tiff?|svg|mp4|pth?|pkl|pickle|np[yz]|h5|hdf5|mat|parquet|db|sqlite|ds_store|"
@@ -90,6 +94,7 @@ class Discovery:
         self.card = card
         self.excluded = excluded
         self.passed = Passed()
+        self._takes_dicom = card.takes_dicom
 
     def __iter__(self) -> Iterator[Item]:
         # Strings, not paths: joining a Path costs as much as asking the system for its status.
@@ -102,7 +107,7 @@ class Discovery:
             try:
                 status = os.stat(path)  # noqa: PTH116
                 with os.scandir(path) as entries:
-                    listing = _Listing.of(sorted(entries, key=lambda entry: entry.name))
+                    listing = _Listing.of(sorted(entries, key=_BY_NAME))
             except OSError:
                 yield Item(_key(folder), "folder")
                 continue
@@ -149,7 +154,7 @@ class Discovery:
         return sort in (Sort.IMAGE, Sort.EXCLUDED)
 
     def _dicom(self, folder: str, files: list[_File]) -> Iterator[Item]:
-        if not self.card.takes_dicom:
+        if not self._takes_dicom:
             # Without DICOM in the card these are files of unknown kind, as suffixes are.
             for file in files:
                 self.passed.other_files[_suffix(file.name) or file.name] += 1
@@ -163,8 +168,7 @@ class Discovery:
         )
 
 
-@dataclass(frozen=True)
-class _File:
+class _File(NamedTuple):
     name: str
     bytes: int
     mtime_ns: int
@@ -222,7 +226,7 @@ def item_at(root: Path, card: Card, key: str) -> Item | None:
     folder = "" if folder == "." else folder
     try:
         with os.scandir(root / folder) as entries:
-            listing = _Listing.of(sorted(entries, key=lambda entry: entry.name))
+            listing = _Listing.of(sorted(entries, key=_BY_NAME))
     except OSError:
         return None
     found = Discovery(root, card).items_of(folder, listing)
@@ -305,10 +309,8 @@ def _file(path: Path) -> _File:
 
 
 def _state(files: Iterable[_File]) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for file in files:
-        digest.update(os.fsencode(f"{file.name}\x1f{file.bytes}\x1f{file.mtime_ns}\x1e"))
-    return digest.hexdigest()
+    text = "\x1e".join([f"{name}\x1f{size}\x1f{time}" for name, size, time in files])
+    return hashlib.blake2b(os.fsencode(text), digest_size=8).hexdigest()
 
 
 def _join(folder: str, name: str) -> str:
@@ -330,8 +332,9 @@ def _kind_by_name(name: str, suffix: str, listing: _Listing) -> str | None:
 
 def _suffix(name: str) -> str:
     lower = name.lower()
-    for compound in (".nii.gz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst"):
-        if lower.endswith(compound):
-            return compound
+    if lower.endswith(_COMPRESSED):
+        for compound in (".nii.gz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst"):
+            if lower.endswith(compound):
+                return compound
     stem, dot, suffix = lower.rpartition(".")
     return dot + suffix if stem or lower == ".ds_store" else ""

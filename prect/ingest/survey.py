@@ -9,10 +9,10 @@ from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from time import monotonic
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-from distributed import Client
 
 from prect.cluster import Workers, run_bounded
 from prect.errors import ManifestError, VolumeError
@@ -21,7 +21,7 @@ from prect.ingest.earlier import Earlier, Journal, Known, newest_first
 from prect.ingest.judge import Judge
 from prect.ingest.readers import READERS
 from prect.manifests.cards import Card, generic_card
-from prect.manifests.commit import commit, record, require_splits, resolved
+from prect.manifests.commit import commit, record, require_splits, resolved, unchanged
 from prect.manifests.lists import read_list
 from prect.manifests.sources import (
     SOURCES_SCHEMA,
@@ -34,6 +34,9 @@ from prect.manifests.sources import (
     usable,
 )
 from prect.workspace import Workspace, check_name
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 _BATCH_BYTES = 64_000_000
 _MANY = 10
@@ -172,7 +175,10 @@ def survey(
     if write:
         if not replace_all:
             _refuse_loss(before, table, root)
-        table = commit(workspace, card.name, table, card)
+        if not unchanged(workspace, before, table, card):
+            table = commit(workspace, card.name, table, card)
+        else:
+            table = before  # decided when it, or another data set, was last committed
         journal.clear()
     else:
         table = resolved(workspace, card.name, table, card)
@@ -330,6 +336,8 @@ def _before(workspace: Workspace, dataset: str) -> pa.Table:
 def _still_there(before: pa.Table, after: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """(N,) bool, True for rows of before that after holds, judged on the same files."""
     columns = ("case", "rules", "state", "source_digest")
+    if before.select(columns).equals(after.select(columns)):
+        return np.ones(len(before), np.bool_)
     present: set[tuple[str, ...]] = set()
     for case, rules, state, digest in zip(*(after[c].to_pylist() for c in columns), strict=True):
         present |= {(case, rules, "state", state), (case, rules, "digest", digest)}

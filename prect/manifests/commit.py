@@ -18,7 +18,12 @@ from prect.errors import ManifestError
 from prect.manifests.cards import Card, load_card, write_card
 from prect.manifests.duplicates import Policy, resolve
 from prect.manifests.parquet import write_whole
-from prect.manifests.sources import SOURCES_SCHEMA, read_source_table, write_sources
+from prect.manifests.sources import (
+    SOURCES_SCHEMA,
+    in_order,
+    read_source_table,
+    write_sources,
+)
 from prect.workspace import Workspace
 
 _DECIDED = ("verdict", "code", "reason", "duplicate_of")
@@ -58,6 +63,22 @@ def commit(workspace: Workspace, dataset: str, table: pa.Table, card: Card) -> p
         write_sources(workspace.sources(dataset), decided[dataset])
         _write_changes(workspace, others, decided)
     return decided[dataset]
+
+
+def unchanged(workspace: Workspace, before: pa.Table, table: pa.Table, card: Card) -> bool:
+    """Whether a data set is what its manifest says already, but for the order of its rows.
+
+    Args:
+        workspace: the workspace.
+        before: the manifest, sorted and decided.
+        table: rows as they were judged now.
+        card: the card in force now.
+    """
+    path = workspace.card(card.name)
+    if not path.exists() or load_card(path) != card or len(before) != len(table):
+        return False
+    columns = [name for name in SOURCES_SCHEMA.names if name not in _DECIDED]
+    return bool(in_order(table).select(columns).equals(before.select(columns)))
 
 
 def excluded_benchmarks(workspace: Workspace) -> list[str]:

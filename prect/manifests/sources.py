@@ -130,7 +130,12 @@ def to_rows(table: pa.Table) -> list[SourceRow]:
 
 def write_sources(path: Path, table: pa.Table) -> None:
     """Write the manifest of one data set, sorted by source path."""
-    write_arrow(path, table.sort_by([("source", "ascending"), ("case", "ascending")]))
+    write_arrow(path, in_order(table))
+
+
+def in_order(table: pa.Table) -> pa.Table:
+    """The rows by source, then by case."""
+    return table.sort_by([("source", "ascending"), ("case", "ascending")])
 
 
 def read_source_table(path: Path, columns: list[str] | None = None) -> pa.Table:
