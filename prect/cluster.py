@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
 from multiprocessing import resource_tracker
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prect.errors import ClusterError
@@ -26,8 +30,15 @@ Outcome = TypeVar("Outcome")
 
 
 @contextmanager
-def cluster(workers: int, scheduler: str | None = None) -> Iterator[Client]:
+def cluster(
+    workers: int, scheduler: str | None = None, dashboard_address: str = "127.0.0.1:0"
+) -> Iterator[Client]:
     """A Dask client: ``workers`` local processes of one thread, or an existing scheduler.
+
+    Args:
+        workers: local processes.
+        scheduler: address of a scheduler to use instead.
+        dashboard_address: ``host:port`` of the local cluster's dashboard; port 0 is any.
 
     Raises:
         ClusterError: the scheduler cannot be reached, or has no workers.
@@ -55,11 +66,15 @@ def cluster(workers: int, scheduler: str | None = None) -> Iterator[Client]:
         # A volume is one task: moving it between workers gains nothing.
         "distributed.scheduler.work-stealing": False,
     }
-    with dask.config.set(settings), _local(workers) as local, Client(local) as client:
+    with (
+        dask.config.set(settings),
+        _local(workers, dashboard_address) as local,
+        Client(local) as client,
+    ):
         yield client
 
 
-def _local(workers: int) -> LocalCluster:
+def _local(workers: int, dashboard_address: str) -> LocalCluster:
     # Ctrl-C reaches every process of the terminal; workers leave it to the driver, which lets
     # them go in order. They and the thread that starts them inherit the mask; a Ctrl-C that
     # comes meanwhile waits for its end. The tracker would lift the mask when it starts.
@@ -73,7 +88,7 @@ def _local(workers: int) -> LocalCluster:
             threads_per_worker=1,
             processes=True,
             memory_limit=None,
-            dashboard_address="127.0.0.1:0",
+            dashboard_address=dashboard_address,
             silence_logs=logging.CRITICAL,
         )
     finally:
@@ -118,16 +133,27 @@ class Workers:
         return self._client
 
 
+def dashboard(client: Client) -> str | None:
+    """Address of the cluster's live dashboard; ``None`` where bokeh, which draws it, is missing."""
+    if importlib.util.find_spec("bokeh") is None:
+        return None
+    link: str = client.dashboard_link
+    return link
+
+
 def run_bounded(
     client: Client,
     function: Callable[[Job], Outcome],
     jobs: Iterable[Job],
     at_once: int | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Iterator[tuple[Job, Outcome | None]]:
     """Submit jobs as workers become free; yield each with its outcome as it is there.
 
     The graph never holds more than a few jobs a worker, and ``jobs`` is asked for the next
-    one only when there is room, so it may stream.
+    one only when there is room, so it may stream. A worker process does one job at a time,
+    however many threads it has. When a job raises, what is in flight is finished and yielded
+    before its error is raised.
 
     A worker that dies takes the blame of every job that waited for it, innocent ones too:
     run those that were lost again with ``at_once=1`` to find the guilty one.
@@ -137,38 +163,71 @@ def run_bounded(
         function: what a worker does with a job.
         jobs: may be endless.
         at_once: jobs in the graph; a few a worker when left out.
+        stop: asked before each submission; once it says yes, what is in flight is finished
+            and nothing more is begun.
 
     Yields:
         The job and what ``function`` returned; ``None`` when its worker died every time.
 
     Raises:
+        ClusterError: the scheduler has gone.
         Exception: whatever ``function`` raises.
     """
-    from distributed import as_completed  # noqa: PLC0415
-    from distributed.scheduler import KilledWorker  # noqa: PLC0415
-
     waiting = iter(jobs)
     running: dict[Future[Any], Job] = {}
-    completed = as_completed()
+    done: SimpleQueue[Future[Any]] = SimpleQueue()
+    errors: list[Exception] = []
 
     def submit() -> None:
         # Clusters grow and shrink, so the number of workers is asked for each time.
-        ahead = at_once or _JOBS_AHEAD * max(1, sum(client.nthreads().values()))
-        while len(running) < ahead:
+        ahead = at_once or _JOBS_AHEAD * max(1, len(client.nthreads()))
+        while len(running) < ahead and not errors and not (stop is not None and stop()):
             try:
                 job = next(waiting)
             except StopIteration:
                 return
-            future = client.submit(function, job, pure=False)
+            future = client.submit(_alone, function, job, pure=False)
             running[future] = job
-            completed.add(future)
+            future.add_done_callback(done.put)
 
     submit()
-    for future in completed:
+    while running:
+        future = done.get()
         job = running.pop(future)
         try:
-            outcome: Outcome | None = future.result()
-        except KilledWorker:
-            outcome = None
+            outcome = _result(future)
+        except ClusterError:
+            raise
+        except Exception as error:
+            errors.append(error)
+            continue
         submit()
         yield job, outcome
+    if errors:
+        if len(errors) > 1:
+            errors[0].add_note(f"{len(errors) - 1} more jobs in flight failed as well")
+        raise errors[0]
+
+
+_one_at_a_time = threading.Lock()
+
+
+def _alone(function: Callable[[Job], Outcome], job: Job) -> Outcome:
+    """Memory is reckoned for one job a process."""
+    with _one_at_a_time:
+        return function(job)
+
+
+def _result(future: Future[Any]) -> Any:
+    """What a job returned; ``None`` when its worker died every time."""
+    from distributed.scheduler import KilledWorker  # noqa: PLC0415
+
+    try:
+        return future.result()
+    except KilledWorker:
+        return None
+    except CancelledError:
+        raise ClusterError(
+            "the Dask scheduler has gone, or has dropped the jobs; what is stored stays. "
+            "Start it again, and run the same command"
+        ) from None

@@ -8,6 +8,7 @@
     manifests/<dataset>/journal/             rows of an ingest that has not ended yet
     manifests/excluded-benchmarks.json       test sets that are kept out of pre-training
     manifests/<dataset>/quarantine.parquet   volumes that were accepted but could not be built
+    manifests/<dataset>/profile.json         profile of the last build
     manifests/<dataset>/cache.parquet        one row a stored volume
     cache/<dataset>/<case>.ome.zarr/         the store of one volume
     runs/<name>/                             configuration, metrics, checkpoints
@@ -85,6 +86,9 @@ class Workspace:
     def cache_manifest(self, dataset: str) -> Path:
         return self.manifests / check_name(dataset, "dataset") / "cache.parquet"
 
+    def profile(self, dataset: str) -> Path:
+        return self.cache_manifest(dataset).with_name("profile.json")
+
     def dataset_cache(self, dataset: str) -> Path:
         return self.cache / check_name(dataset, "dataset")
 
@@ -93,8 +97,16 @@ class Workspace:
 
     def stored_cases(self, dataset: str) -> set[str]:
         """Case ids of the stores that lie in the workspace, whatever the manifests say."""
-        stores = self.dataset_cache(dataset).glob(f"[!.]*{STORE_SUFFIX}")
-        return {store.name.removesuffix(STORE_SUFFIX) for store in stores}
+        try:
+            with os.scandir(self.dataset_cache(dataset)) as entries:
+                names = [entry.name for entry in entries]
+        except FileNotFoundError:
+            return set()
+        return {
+            name.removesuffix(STORE_SUFFIX)
+            for name in names
+            if name.endswith(STORE_SUFFIX) and not name.startswith(".")
+        }
 
     def run(self, name: str) -> Path:
         return self.runs / check_name(name, "run name")

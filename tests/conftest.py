@@ -53,7 +53,7 @@ def ingest_and_build(folder: Path, source: Path, dataset: str, workers: int = 2)
     found = survey(dataset, source, workspace, salt=SALT)
     plan = make_plan(dataset, workspace, load_profile("iso1.5"))
     with workspace.lock("build-cache"), cluster(workers) as client:
-        report = build(plan, workspace, client)
+        report = build(plan, client)
     return Built(workspace, dataset, source, found, report)
 
 

@@ -19,9 +19,10 @@ ALLOWED: dict[str, set[str]] = {
     "prect.manifests": set(),
     "prect.cluster": set(),
     "prect.ingest": {"prect.manifests", "prect.cluster"},
-    "prect.cache.format": set(),
-    "prect.cache.reader": {"prect.manifests", "prect.cache.format"},
-    "prect.cache.writer": {"prect.manifests", "prect.cache.format"},
+    "prect.cache.intensity": set(),
+    "prect.cache.format": {"prect.cache.intensity"},
+    "prect.cache.reader": {"prect.manifests", "prect.cache.format", "prect.cache.intensity"},
+    "prect.cache.writer": {"prect.manifests", "prect.cache.format", "prect.cache.intensity"},
     "prect.cache": {"prect.manifests", "prect.ingest", "prect.cluster"},
     "prect.train": {"prect.manifests", "prect.cache.reader", "prect.cache.format"},
 }

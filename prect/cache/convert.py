@@ -8,13 +8,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prect import __version__
-from prect.cache.format import SHARD_KEY, BodyBox, SourceAttributes, StoreAttributes
+from prect.cache.format import BodyBox, SourceAttributes, StoreAttributes
 from prect.cache.profile import Profile
 from prect.cache.reader import StoreReader
 from prect.cache.writer import StoreWriter, store_bytes
-from prect.errors import StoreError, StoreVersionError, VolumeError
+from prect.errors import StoreError, VolumeError
 from prect.ingest.checks import voxel_findings
 from prect.ingest.findings import first_rejection
 from prect.ingest.harmonise import Harmonised, harmonise
@@ -23,7 +24,8 @@ from prect.ingest.rescale import rescaled
 from prect.ingest.volume import Volume, orientation_of, spacing_of
 from prect.manifests.limits import Limits
 from prect.manifests.sources import SourceRow
-from prect.manifests.stores import CacheRow, QuarantineRow
+from prect.manifests.stores import CacheRow, QuarantineRow, made_from
+from prect.units import HU_MAX, HU_MIN
 
 _PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
 
@@ -60,6 +62,8 @@ def convert(job: Job) -> CacheRow | QuarantineRow:
     except OSError as error:  # a fault of the disk, which the next build tries again
         reason = f"cannot be read: {error.strerror or type(error).__name__}"
         return quarantine(job, "file.unreadable", reason)
+    except MemoryError:
+        return quarantine(job, "build.out_of_memory", "the worker has too little memory for it")
     except Exception as error:  # one odd file must not end the build of 160,000
         # A library's message may quote the header or a path, so only its kind is told.
         return quarantine(job, "build.unexpected", f"it fails with {type(error).__name__}")
@@ -92,7 +96,7 @@ def stored_row(store: Path) -> CacheRow:
         StoreError: there is no readable store.
     """
     attributes = StoreReader(store).attributes
-    finest = attributes.levels[0]
+    finest, intensity = attributes.levels[0], attributes.intensity
     return CacheRow(
         dataset=attributes.dataset,
         case=attributes.case,
@@ -105,37 +109,25 @@ def stored_row(store: Path) -> CacheRow:
         levels=len(attributes.levels),
         bytes=store_bytes(store),
         source_bytes=attributes.source.bytes,
+        made_from=attributes.made_from,
+        intensity=str(intensity),
+        hu_low=intensity.low,
+        hu_high=intensity.high,
+        hu_step=intensity.step,
+        digest=attributes.digest,
     )
 
 
-def is_current(job: Job) -> bool:
-    """Whether the store is there, whole in size, and built from this source with this profile.
-
-    The source is the same when its bytes are, and what ingest made of them: ids, geometry, HU.
-
-    Raises:
-        StoreVersionError: another release wrote it; it must not be overwritten unasked.
-    """
-    try:
-        attributes = StoreReader(job.store).attributes
-        shards = [job.store / level.path / SHARD_KEY for level in attributes.levels]
-        sizes = [shard.stat().st_size for shard in shards]
-    except StoreVersionError:
-        raise
-    except (StoreError, OSError):
-        return False
-    if sizes != [level.shard_bytes for level in attributes.levels]:
-        return False
-    source = job.source
-    origin = attributes.source
-    return (
-        attributes.profile_digest == job.profile.digest
-        and attributes.source_digest == source.source_digest
-        # What the card says of the same bytes may have changed since.
-        and (attributes.patient, attributes.series) == (source.patient, source.series)
-        and (origin.slope, origin.intercept) == (source.slope, source.intercept)
-        and (origin.shape, origin.orientation) == (source.shape, source.orientation)
-        and np.allclose(origin.spacing, source.spacing, rtol=0, atol=1e-6)
+def identity(source: SourceRow) -> str:
+    """What `made_from` is for a row of the source manifest."""
+    return made_from(
+        source.source_digest,
+        source.patient,
+        source.series,
+        (source.slope, source.intercept),
+        source.shape,
+        source.spacing,
+        source.orientation,
     )
 
 
@@ -153,14 +145,19 @@ def _decode(source: SourceRow, limits: Limits) -> Volume:
 
 
 def _write(job: Job, volume: Volume, harmonised: Harmonised) -> None:
-    storage = job.profile.storage
+    profile, source = job.profile, job.source
+    storage, grid = profile.storage, profile.harmonisation
     with StoreWriter(job.store) as writer:
         levels = writer.write_levels(
-            harmonised.voxels, harmonised.spacing, storage.chunk, storage.codec, storage.levels
+            harmonised.voxels,
+            harmonised.spacing,
+            storage.chunk,
+            profile.codec,
+            storage.levels,
+            profile.intensity,
+            grid.body_threshold_hu,
         )
-        source = job.source
         i, j, k = (round(float(s), 6) for s in spacing_of(volume.affine))
-        percentiles = np.percentile(harmonised.voxels, _PERCENTILES, method="nearest")
         attributes = StoreAttributes(
             format_version=1,
             dataset=source.dataset,
@@ -168,8 +165,9 @@ def _write(job: Job, volume: Volume, harmonised: Harmonised) -> None:
             patient=source.patient,
             series=source.series,
             source_digest=source.source_digest,
-            profile=job.profile.model_dump(mode="json"),
-            profile_digest=job.profile.digest,
+            made_from=identity(source),
+            profile=profile.model_dump(mode="json"),
+            profile_digest=profile.digest,
             affine=harmonised.affine.tolist(),
             source=SourceAttributes(
                 format=source.format,
@@ -181,10 +179,9 @@ def _write(job: Job, volume: Volume, harmonised: Harmonised) -> None:
                 intercept=source.intercept,
             ),
             body_box=BodyBox(offset=harmonised.box_offset, full_shape=harmonised.full_shape),
-            hu_percentiles={
-                f"{p:g}": int(hu) for p, hu in zip(_PERCENTILES, percentiles, strict=True)
-            },
-            codec=storage.codec,
+            hu_percentiles=_percentiles(harmonised.voxels),
+            intensity=profile.intensity,
+            codec=profile.codec,
             levels=levels,
             software={
                 "prect": __version__,
@@ -193,3 +190,14 @@ def _write(job: Job, volume: Volume, harmonised: Harmonised) -> None:
             },
         )
         writer.commit(attributes)
+
+
+def _percentiles(hu: NDArray[np.int16]) -> dict[str, int]:
+    """HU that at least so many per cent of the voxels do not exceed, from a histogram."""
+    counts = np.zeros(HU_MAX - HU_MIN + 1, dtype=np.int64)
+    for plane in hu:  # a plane at a time: counting needs eight bytes a voxel
+        counts += np.bincount(plane.ravel() - np.int16(HU_MIN), minlength=len(counts))
+    total = np.cumsum(counts)
+    ranks = [percent / 100 * total[-1] for percent in _PERCENTILES]
+    found = np.searchsorted(total, ranks)
+    return {f"{p:g}": int(n) + HU_MIN for p, n in zip(_PERCENTILES, found, strict=True)}

@@ -9,25 +9,29 @@ Axes are z, y, x everywhere in this module; the affine alone maps (x, y, z) indi
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import re
+import zlib
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
+from prect.cache.intensity import Intensity
 from prect.errors import StoreError, StoreVersionError
 from prect.units import Triple, Vector
 
 FORMAT_VERSION = 1
-FILL_VALUE = -32768
-"""Value of a voxel that was never written; no HU can be as low."""
-DTYPE = np.dtype("<i2")
 SHARD_KEY = "c.0.0.0"
 """File name of the one shard of a level (chunk key separator ".")."""
 MISSING = 2**64 - 1
 """Offset and length of an inner chunk that a shard index does not hold (Zarr sharding codec)."""
 CRC_BYTES = 4
+NO_DIGEST = 32 * "0"
+_DIGEST_ENTRY = re.compile(rb'"digest": "[0-9a-f]{32}"')
 
 
 class _Frozen(BaseModel):
@@ -39,7 +43,13 @@ class Codec(_Frozen):
 
     cname: Literal["lz4", "lz4hc", "zstd"] = "lz4"
     clevel: int = Field(default=5, ge=0, le=9)
-    shuffle: Literal["noshuffle", "shuffle", "bitshuffle"] = "bitshuffle"
+    shuffle: Literal["noshuffle", "shuffle", "bitshuffle"] = "shuffle"
+    blocksize: int = Field(default=0, ge=0)
+    """Bytes that are compressed as one; 0 lets blosc choose."""
+
+
+HU_CODEC = Codec(cname="lz4hc", clevel=5, shuffle="shuffle")
+WINDOW_CODEC = Codec(cname="zstd", clevel=5, shuffle="noshuffle")
 
 
 class Storage(_Frozen):
@@ -49,7 +59,10 @@ class Storage(_Frozen):
     """Resolution levels; each has twice the spacing of the one before."""
     chunk: tuple[PositiveInt, PositiveInt, PositiveInt] = (32, 32, 32)
     """Voxels of an inner chunk, (z, y, x)."""
-    codec: Codec = Codec()
+    codec: Codec = HU_CODEC
+    """Of int16 HU."""
+    window_codec: Codec = WINDOW_CODEC
+    """Of the uint8 codes of a window."""
 
 
 class LevelAttributes(_Frozen):
@@ -66,6 +79,10 @@ class LevelAttributes(_Frozen):
     shard_bytes: int
     shard_digest: str
     """BLAKE2b-128 of the shard file, hexadecimal."""
+    array_digest: str
+    """BLAKE2b-128 of the level's ``zarr.json``."""
+    occupancy: str
+    """How much of each inner chunk is body; see `pack_occupancy`."""
 
 
 class SourceAttributes(_Frozen):
@@ -97,6 +114,8 @@ class StoreAttributes(_Frozen):
     patient: str
     series: str
     source_digest: str
+    made_from: str
+    """Digest of the source and of what ingest made of it; see `prect.manifests.stores`."""
     profile: dict[str, Any]
     profile_digest: str
     affine: tuple[
@@ -110,9 +129,12 @@ class StoreAttributes(_Frozen):
     body_box: BodyBox
     hu_percentiles: dict[str, int]
     """HU at the percentiles 0.5, 5, 50, 95 and 99.5 of the stored voxels."""
+    intensity: Intensity
     codec: Codec
     levels: tuple[LevelAttributes, ...]
     software: dict[str, str]
+    digest: str = NO_DIGEST
+    """BLAKE2b-128 of the group's ``zarr.json`` with these 32 digits as zeros."""
 
 
 def chunk_grid(shape: Triple, chunk: Triple) -> Triple:
@@ -121,25 +143,31 @@ def chunk_grid(shape: Triple, chunk: Triple) -> Triple:
     return z, y, x
 
 
+def level_grid(level: LevelAttributes) -> Triple:
+    """Number of inner chunks of a level along (z, y, x)."""
+    return chunk_grid(level.shape, level.chunk)
+
+
 def index_bytes(grid: Triple) -> int:
     """Length of a shard's index: offset and length of each inner chunk as uint64, then a crc32c."""
     return 16 * grid[0] * grid[1] * grid[2] + CRC_BYTES
 
 
-def array_document(level: LevelAttributes, codec: Codec) -> dict[str, Any]:
-    """The ``zarr.json`` of one level."""
-    grid = chunk_grid(level.shape, level.chunk)
-    shard_shape = [n * c for n, c in zip(grid, level.chunk, strict=True)]
+def array_document(
+    shape: Triple, chunk: Triple, codec: Codec, intensity: Intensity
+) -> dict[str, Any]:
+    """The ``zarr.json`` of one level of ``shape``, in inner chunks of ``chunk``; (z, y, x)."""
+    shard_shape = [n * c for n, c in zip(chunk_grid(shape, chunk), chunk, strict=True)]
     little_endian = {"name": "bytes", "configuration": {"endian": "little"}}
-    blosc = {
-        "name": "blosc",
-        "configuration": {"typesize": DTYPE.itemsize, **codec.model_dump(), "blocksize": 0},
-    }
+    # One byte has no order of bytes.
+    plain = little_endian if intensity.dtype.itemsize > 1 else {"name": "bytes"}
+    typesize = intensity.dtype.itemsize
+    blosc = {"name": "blosc", "configuration": {"typesize": typesize, **codec.model_dump()}}
     sharding = {
         "name": "sharding_indexed",
         "configuration": {
-            "chunk_shape": list(level.chunk),
-            "codecs": [little_endian, blosc, {"name": "crc32c"}],
+            "chunk_shape": list(chunk),
+            "codecs": [plain, blosc, {"name": "crc32c"}],
             "index_codecs": [little_endian, {"name": "crc32c"}],
             "index_location": "end",
         },
@@ -147,11 +175,11 @@ def array_document(level: LevelAttributes, codec: Codec) -> dict[str, Any]:
     return {
         "zarr_format": 3,
         "node_type": "array",
-        "shape": list(level.shape),
-        "data_type": "int16",
+        "shape": list(shape),
+        "data_type": intensity.dtype.name,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard_shape}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-        "fill_value": FILL_VALUE,
+        "fill_value": intensity.fill,
         "codecs": [sharding],
         "dimension_names": ["z", "y", "x"],
         "attributes": {},
@@ -191,6 +219,55 @@ def group_document(attributes: StoreAttributes) -> dict[str, Any]:
     }
 
 
+def document_bytes(document: dict[str, Any]) -> bytes:
+    """A ``zarr.json`` as it is written: sorted keys, the same bytes for the same content."""
+    return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
+
+
+def file_digest(data: bytes) -> str:
+    """BLAKE2b-128 of a whole file, hexadecimal."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def group_bytes(attributes: StoreAttributes) -> bytes:
+    """The group's ``zarr.json``, its own digest in it; that of ``attributes`` does not matter."""
+    blank = document_bytes(group_document(attributes.model_copy(update={"digest": NO_DIGEST})))
+    return _DIGEST_ENTRY.sub(f'"digest": "{file_digest(blank)}"'.encode(), blank, count=1)
+
+
+def document_digest(data: bytes) -> str:
+    """The digest that a group's ``zarr.json`` must hold, whatever it holds."""
+    return file_digest(_DIGEST_ENTRY.sub(f'"digest": "{NO_DIGEST}"'.encode(), data, count=1))
+
+
+def pack_occupancy(shares: NDArray[np.float64]) -> str:
+    """Text of how much of each inner chunk is body.
+
+    Args:
+        shares: (z, y, x) share of each inner chunk's voxels inside the level that are above
+            the profile's body threshold, from 0 to 1.
+
+    Returns:
+        Base64 of the zlib stream of one byte a chunk in C order: the share times 255, rounded up.
+    """
+    whole = np.ceil(shares * 255).astype(np.uint8)
+    return base64.b64encode(zlib.compress(whole.tobytes(), 9)).decode("ascii")
+
+
+def unpack_occupancy(level: LevelAttributes) -> NDArray[np.uint8]:
+    """(z, y, x) uint8: 255 times the share of each inner chunk that is body, rounded up.
+
+    Raises:
+        StoreError: the text does not hold one byte a chunk.
+    """
+    grid = level_grid(level)
+    try:
+        data = zlib.decompress(base64.b64decode(level.occupancy, validate=True))
+        return np.frombuffer(data, dtype=np.uint8).reshape(grid)
+    except (ValueError, zlib.error) as error:
+        raise StoreError(f"the occupancy of level {level.path} is damaged: {error}") from error
+
+
 def parse_group(text: bytes, where: str) -> StoreAttributes:
     """Read a group's ``zarr.json``.
 
@@ -206,13 +283,18 @@ def parse_group(text: bytes, where: str) -> StoreAttributes:
             f"{where} is not a prect store: its zarr.json has no prect attributes"
         ) from None
     if version != FORMAT_VERSION:
-        raise StoreVersionError(
-            f"{where} has format version {version!r}; this release reads version {FORMAT_VERSION}"
-        )
+        raise unknown_version(where, version)
     try:
         return StoreAttributes.model_validate(attributes)
     except ValidationError as error:
         raise StoreError(f"{where} has damaged attributes: {error}") from error
+
+
+def unknown_version(where: str, version: object) -> StoreVersionError:
+    """The error of a store that another release wrote."""
+    return StoreVersionError(
+        f"{where} has format version {version!r}; this release reads version {FORMAT_VERSION}"
+    )
 
 
 def affine_of(attributes: StoreAttributes) -> NDArray[np.float64]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -21,15 +22,15 @@ from numpy.typing import NDArray
 
 from prect.cache.format import (
     CRC_BYTES,
-    DTYPE,
     MISSING,
     SHARD_KEY,
     LevelAttributes,
     affine_of,
-    chunk_grid,
     index_bytes,
+    level_grid,
     parse_group,
 )
+from prect.cache.intensity import Intensity
 from prect.errors import ChunkError, StoreError
 from prect.units import HU_MIN, Triple, Vector
 
@@ -47,11 +48,13 @@ class Level:
 class _Shard:
     """One open shard file and its index."""
 
-    def __init__(self, path: Path, case: str, number: int, level: LevelAttributes) -> None:
+    def __init__(
+        self, path: Path, case: str, number: int, level: LevelAttributes, intensity: Intensity
+    ) -> None:
         self.case = case
         self.number = number
-        self.grid = chunk_grid(level.shape, level.chunk)
-        self.chunk_bytes = int(np.prod(level.chunk)) * DTYPE.itemsize
+        self.grid = level_grid(level)
+        self.chunk_bytes = int(np.prod(level.chunk)) * intensity.dtype.itemsize
         try:
             self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -85,7 +88,7 @@ class _Shard:
             raise self.error(chunk, "is missing")
         return offset, length
 
-    def decode(self, chunk: Triple, scratch: NDArray[np.int16]) -> None:
+    def decode(self, chunk: Triple, scratch: NDArray[Any]) -> None:
         """Read, check and decompress one inner chunk into ``scratch``."""
         offset, length = self.locate(chunk)
         data = os.pread(self.descriptor, length, offset)
@@ -140,8 +143,10 @@ class StoreReader:
         self.levels = tuple(
             Level(level.shape, level.spacing, level.chunk) for level in self.attributes.levels
         )
+        self._intensity = self.attributes.intensity
+        self._table = None if self._intensity.kind == "hu" else self._intensity.table()
         self._shards: dict[int, _Shard] = {}
-        self._scratch: dict[Triple, NDArray[np.int16]] = {}
+        self._scratch: dict[Triple, NDArray[Any]] = {}
 
     def read(
         self,
@@ -159,7 +164,7 @@ class StoreReader:
             start: first voxel, (z, y, x); may lie outside the volume.
             shape: voxels to read, (z, y, x).
             out: C-ordered int16 array of ``shape`` to fill; a new one when left out.
-            pad: HU given to voxels outside the volume.
+            pad: HU given to voxels outside the volume, whatever the store's window.
 
         Returns:
             ``out``, (z, y, x) int16 HU.
@@ -192,7 +197,7 @@ class StoreReader:
         shard = self._shard(level)
         chunk = self.levels[level].chunk
         if chunk not in self._scratch:
-            self._scratch[chunk] = np.empty(chunk, dtype=np.int16)
+            self._scratch[chunk] = np.empty(chunk, dtype=self._intensity.dtype)
         scratch = self._scratch[chunk]
         first = [a // c for a, c in zip(low, chunk, strict=True)]
         last = [(b - 1) // c for b, c in zip(high, chunk, strict=True)]
@@ -206,7 +211,8 @@ class StoreReader:
                 begin, end = max(p * c, a), min((p + 1) * c, b)
                 target.append(slice(begin - s, end - s))
                 origin.append(slice(begin - p * c, end - p * c))
-            out[tuple(target)] = scratch[tuple(origin)]
+            voxels = scratch[tuple(origin)]
+            out[tuple(target)] = voxels if self._table is None else self._table[voxels]
 
     @staticmethod
     def _prefetch(shard: _Shard, needed: list[Triple]) -> None:
@@ -225,7 +231,9 @@ class StoreReader:
         if shard is None:
             attributes = self.attributes.levels[level]
             path = self.path / attributes.path / SHARD_KEY
-            shard = self._shards[level] = _Shard(path, self.case, level, attributes)
+            shard = self._shards[level] = _Shard(
+                path, self.case, level, attributes, self._intensity
+            )
         return shard
 
     def close(self) -> None:

@@ -7,9 +7,7 @@ present even where it is all air, and the bytes must be the same on every machin
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -18,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import google_crc32c
 import numpy as np
@@ -25,21 +24,26 @@ from numcodecs import blosc
 from numpy.typing import NDArray
 
 from prect.cache.format import (
-    DTYPE,
-    FILL_VALUE,
     SHARD_KEY,
     Codec,
     LevelAttributes,
     StoreAttributes,
     array_document,
     chunk_grid,
-    group_document,
+    document_bytes,
+    file_digest,
+    group_bytes,
+    pack_occupancy,
 )
-from prect.files import sync_folder
+from prect.cache.intensity import Intensity
+from prect.files import sync_folder, take_lock
 from prect.units import Triple, Vector
 
 _SHUFFLE = {"noshuffle": blosc.NOSHUFFLE, "shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
+_GROUP_FILE = "zarr.json"
 TEMPORARY_MARK = ".tmp-"
+BODY_HU = -500
+"""Voxels above count as body in the occupancy of a chunk, unless the writer is told otherwise."""
 
 
 def pool(volume: NDArray[np.int16]) -> NDArray[np.int16]:
@@ -71,36 +75,87 @@ def _one_blosc_thread() -> Iterator[None]:
         blosc.use_threads = before
 
 
-def encode_shard(volume: NDArray[np.int16], chunk: Triple, codec: Codec) -> bytes:
-    """Encode one level as the bytes of its shard: inner chunks in C order, then the index.
+def write_shard(
+    file: BinaryIO,
+    volume: NDArray[np.int16],
+    chunk: Triple,
+    codec: Codec,
+    intensity: Intensity,
+) -> tuple[int, str]:
+    """Write one level as a shard: inner chunks in C order, then the index.
 
     Args:
+        file: open for writing, empty.
         volume: (z, y, x) int16 HU.
         chunk: voxels of an inner chunk, (z, y, x); the last ones are padded with the fill value.
         codec: compression; a crc32c follows each compressed chunk.
+        intensity: what is stored of the HU.
+
+    Returns:
+        Bytes written, and their BLAKE2b-128.
     """
-    parts: list[bytes] = []
     index: list[int] = []
     offset = 0
+    digest = hashlib.blake2b(digest_size=16)
+
+    def write(data: bytes) -> None:
+        file.write(data)
+        digest.update(data)
+
     with _one_blosc_thread():
-        for position in product(*(range(n) for n in chunk_grid(_triple(volume.shape), chunk))):
-            corner = [p * c for p, c in zip(position, chunk, strict=True)]
-            box = tuple(slice(o, o + c) for o, c in zip(corner, chunk, strict=True))
-            voxels = np.ascontiguousarray(volume[box], dtype=DTYPE)
-            if voxels.shape != chunk:
-                whole = np.full(chunk, FILL_VALUE, dtype=DTYPE)
-                whole[tuple(slice(n) for n in voxels.shape)] = voxels
-                voxels = whole
+        for voxels in _chunks(volume, chunk, intensity):
             data = blosc.compress(
-                voxels, codec.cname.encode(), codec.clevel, _SHUFFLE[codec.shuffle], 0
+                voxels,
+                codec.cname.encode(),
+                codec.clevel,
+                _SHUFFLE[codec.shuffle],
+                codec.blocksize,
             )
-            encoded = data + struct.pack("<I", google_crc32c.value(data))
-            parts.append(encoded)
-            index += [offset, len(encoded)]
-            offset += len(encoded)
+            write(data)
+            write(struct.pack("<I", google_crc32c.value(data)))
+            index += [offset, len(data) + 4]
+            offset += len(data) + 4
     table = np.array(index, dtype="<u8").tobytes()
-    parts += [table, struct.pack("<I", google_crc32c.value(table))]
-    return b"".join(parts)
+    write(table)
+    write(struct.pack("<I", google_crc32c.value(table)))
+    return offset + len(table) + 4, digest.hexdigest()
+
+
+def _chunks(
+    volume: NDArray[np.int16], chunk: Triple, intensity: Intensity
+) -> Iterator[NDArray[Any]]:
+    """The stored values of each inner chunk in C order, whole and contiguous."""
+    for position in product(*(range(n) for n in chunk_grid(_triple(volume.shape), chunk))):
+        corner = [p * c for p, c in zip(position, chunk, strict=True)]
+        box = tuple(slice(o, o + c) for o, c in zip(corner, chunk, strict=True))
+        voxels = intensity.encode(volume[box])
+        if voxels.shape != chunk:
+            whole = np.full(chunk, intensity.fill, dtype=intensity.dtype)
+            whole[tuple(slice(n) for n in voxels.shape)] = voxels
+            voxels = whole
+        yield np.ascontiguousarray(voxels, dtype=intensity.dtype)
+
+
+def occupancy(volume: NDArray[np.int16], chunk: Triple, body_hu: int) -> NDArray[np.float64]:
+    """Share of the voxels of each inner chunk that are above ``body_hu``.
+
+    Args:
+        volume: (z, y, x) int16 HU.
+        chunk: voxels of an inner chunk, (z, y, x).
+        body_hu: HU.
+
+    Returns:
+        (z, y, x) of the grid of chunks, from 0 to 1; only voxels inside the volume count.
+    """
+    counts: NDArray[Any] = volume > body_hu
+    sizes: NDArray[Any] = np.ones((1, 1, 1), dtype=np.int64)
+    for axis, (n, c) in enumerate(zip(volume.shape, chunk, strict=True)):
+        starts = np.arange(0, n, c)
+        counts = np.add.reduceat(counts, starts, axis=axis, dtype=np.int64)
+        widths = np.minimum(starts + c, n) - starts
+        sizes = sizes * widths.reshape([-1 if a == axis else 1 for a in range(3)])
+    shares: NDArray[np.float64] = counts / sizes
+    return shares
 
 
 def _triple(shape: tuple[int, ...]) -> Triple:
@@ -119,29 +174,44 @@ class StoreWriter:
 
     Leaving the block without a commit removes what was written. A process that is killed
     leaves a hidden folder whose name holds ``.tmp-``; `clear_leftovers` removes it. A lock on
-    the folder, which ends with the process, tells a leftover from work in progress.
+    the group's file in it, which ends with the process, tells a leftover from work in progress.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._temporary = path.with_name(f".{path.name}{TEMPORARY_MARK}{secrets.token_hex(6)}")
-        self._lock = -1
+        self._temporary = path
+        self._group: BinaryIO | None = None
         self._committed = False
 
     def __enter__(self) -> StoreWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary.mkdir()
-        self._lock = os.open(self._temporary, os.O_RDONLY)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        while self._group is None:
+            self._temporary = self.path.with_name(
+                f".{self.path.name}{TEMPORARY_MARK}{secrets.token_hex(6)}"
+            )
+            self._temporary.mkdir()
+            # Between these steps another process may take the folder for a leftover.
+            with suppress(FileNotFoundError):
+                self._group = _locked_file(self._temporary / _GROUP_FILE)
         return self
 
     def __exit__(self, *_: object) -> None:
         if not self._committed:
             shutil.rmtree(self._temporary, ignore_errors=True)
-        os.close(self._lock)
+        if self._group is not None:
+            # What could not be written stays in the buffer, and must not be written now.
+            with suppress(OSError):
+                self._group.close()
 
     def write_levels(
-        self, volume: NDArray[np.int16], spacing: Vector, chunk: Triple, codec: Codec, count: int
+        self,
+        volume: NDArray[np.int16],
+        spacing: Vector,
+        chunk: Triple,
+        codec: Codec,
+        count: int,
+        intensity: Intensity | None = None,
+        body_hu: int = BODY_HU,
     ) -> tuple[LevelAttributes, ...]:
         """Write ``count`` levels, each the pooled one before.
 
@@ -151,32 +221,53 @@ class StoreWriter:
             chunk: voxels of an inner chunk, (z, y, x).
             codec: compression of the inner chunks.
             count: number of levels, 1 or more.
+            intensity: what is stored of the HU; all of it when left out.
+            body_hu: HU above which a voxel counts as body in the occupancy.
+
+        Raises:
+            OSError: the disk is full, or cannot be written.
         """
+        intensity = intensity or Intensity()
         levels = []
         for number in range(count):
             if number:
                 volume = pool(volume)
-            shard = encode_shard(volume, chunk, codec)
-            z, y, x = (s * 2**number for s in spacing)
-            level = LevelAttributes(
-                path=str(number),
-                shape=_triple(volume.shape),
-                spacing=(z, y, x),
-                chunk=chunk,
-                shard_bytes=len(shard),
-                shard_digest=hashlib.blake2b(shard, digest_size=16).hexdigest(),
-            )
-            folder = self._temporary / level.path
+            shape = _triple(volume.shape)
+            folder = self._temporary / str(number)
             folder.mkdir()
-            _write_durably(folder / SHARD_KEY, shard)
-            _write_durably(folder / "zarr.json", _json(array_document(level, codec)))
+            with (folder / SHARD_KEY).open("wb") as file:
+                shard_bytes, shard_digest = write_shard(file, volume, chunk, codec, intensity)
+                _flush(file)
+            document = document_bytes(array_document(shape, chunk, codec, intensity))
+            with (folder / _GROUP_FILE).open("wb") as file:
+                file.write(document)
+                _flush(file)
             sync_folder(folder)
-            levels.append(level)
+            z, y, x = (s * 2**number for s in spacing)
+            levels.append(
+                LevelAttributes(
+                    path=str(number),
+                    shape=shape,
+                    spacing=(z, y, x),
+                    chunk=chunk,
+                    shard_bytes=shard_bytes,
+                    shard_digest=shard_digest,
+                    array_digest=file_digest(document),
+                    occupancy=pack_occupancy(occupancy(volume, chunk, body_hu)),
+                )
+            )
         return tuple(levels)
 
     def commit(self, attributes: StoreAttributes) -> None:
-        """Write the group's attributes and give the store its name, replacing an older one."""
-        _write_durably(self._temporary / "zarr.json", _json(group_document(attributes)))
+        """Write the group's attributes and give the store its name, replacing an older one.
+
+        Raises:
+            OSError: the disk is full, or cannot be written.
+        """
+        if self._group is None:
+            raise ValueError("commit outside of the with block")
+        self._group.write(group_bytes(attributes))
+        _flush(self._group)
         sync_folder(self._temporary)
         old = self._temporary.with_name(f"{self._temporary.name}-old")
         while not self._committed:
@@ -193,23 +284,55 @@ class StoreWriter:
         sync_folder(self.path.parent)
 
 
+def _locked_file(path: Path) -> BinaryIO:
+    """Make a file and lock it.
+
+    Raises:
+        FileNotFoundError: its folder is gone, or went before the lock was there.
+        WorkspaceError: the file system has no locks.
+    """
+    file = path.open("xb")
+    try:
+        take_lock(file, path, wait=True)
+        if os.fstat(file.fileno()).st_nlink == 0:
+            raise FileNotFoundError(errno.ENOENT, "removed by another process", str(path))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+@contextmanager
+def abandoned(folder: Path) -> Iterator[bool]:
+    """Whether no living process writes the temporary store ``folder``; so for the whole block."""
+    path = folder / _GROUP_FILE
+    try:
+        file = path.open("r+b")
+    except FileNotFoundError:
+        # Its writer died before it made the file; one that lives will notice, and start again.
+        yield True
+        return
+    with file:
+        yield take_lock(file, path, wait=False)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """The temporary stores in ``folder``, those that are being written too."""
+    return sorted(folder.glob(f".*{TEMPORARY_MARK}*"))
+
+
 def clear_leftovers(folder: Path) -> list[Path]:
     """Remove the half-written stores that killed processes left in ``folder``.
 
     A folder whose writer still lives is left alone.
     """
     cleared = []
-    for leftover in sorted(folder.glob(f".*{TEMPORARY_MARK}*")):
-        descriptor = os.open(leftover, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        else:
-            shutil.rmtree(leftover)
-            cleared.append(leftover)
-        finally:
-            os.close(descriptor)
+    for leftover in leftovers(folder):
+        with abandoned(leftover) as free:
+            if free:
+                with suppress(FileNotFoundError):  # another process clears it too
+                    shutil.rmtree(leftover)
+                cleared.append(leftover)
     return cleared
 
 
@@ -218,12 +341,6 @@ def store_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-def _json(document: dict[str, object]) -> bytes:
-    return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())

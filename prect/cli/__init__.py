@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from prect import __version__
-from prect.cli import data, datasets, ingest, training
+from prect.cli import build, data, datasets, ingest, training
 from prect.cli.console import ExitCode, console
 from prect.errors import PrectError
 
@@ -40,7 +40,7 @@ def root(
 app.command("phantom")(data.phantom)
 app.add_typer(datasets.app, name="datasets")
 app.command("ingest")(ingest.ingest)
-app.command("build-cache")(data.build_cache)
+app.command("build-cache")(build.build_cache)
 app.command("status")(data.status)
 app.command("train")(training.train)
 app.command("export")(training.export)

@@ -7,8 +7,9 @@ JSON object is written to standard output and nothing else.
 from __future__ import annotations
 
 import json
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import Annotated, Any
@@ -122,6 +123,32 @@ def interruptible(remedy: str) -> Iterator[None]:
     except KeyboardInterrupt:
         console.print(f"interrupted; {remedy}")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+@contextmanager
+def graceful(what: str) -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C or SIGTERM end work in order; a second one ends it at once.
+
+    Args:
+        what: what is finished first, for the message.
+
+    Yields:
+        A function that says whether to stop.
+    """
+    asked: list[int] = []
+
+    def handle(number: int, _: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        console.print(f"stopping: {what} is finished first; press Ctrl-C again to stop at once")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def human_bytes(count: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,25 @@ def write_whole(path: Path, data: pa.Buffer | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def stream_batches(
+    path: Path, schema: pa.Schema, columns: list[str] | None, size: int
+) -> Iterator[pa.Table]:
+    """The rows of a table in order, ``size`` at a time, so that a large one need not fit in memory.
+
+    Raises:
+        ManifestError: the file is missing, is not Parquet, or lacks a column of the schema.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            wanted = _require(path, file.schema_arrow.names, columns or schema.names)
+            for batch in file.iter_batches(size, columns=wanted, use_threads=False):
+                yield pa.Table.from_batches([batch]).select(wanted)
+    except FileNotFoundError:
+        raise ManifestError(f"{path} does not exist") from None
+    except (pa.ArrowException, OSError) as error:
+        raise ManifestError(f"{path} cannot be read as Parquet: {error}") from error
+
+
 def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
     """Read a table and hold it to its schema.
 
@@ -53,10 +73,13 @@ def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None) 
         raise ManifestError(f"{path} does not exist") from None
     except (pa.ArrowException, OSError) as error:
         raise ManifestError(f"{path} cannot be read as Parquet: {error}") from error
-    wanted = columns if columns is not None else schema.names
-    missing = [name for name in wanted if name not in table.column_names]
+    return table.select(_require(path, table.column_names, columns or schema.names))
+
+
+def _require(path: Path, present: Sequence[str], wanted: list[str]) -> list[str]:
+    missing = [name for name in wanted if name not in present]
     if missing:
         raise ManifestError(
             f"{path} lacks the columns {', '.join(missing)}; it was not written by this release"
         )
-    return table.select(wanted)
+    return wanted

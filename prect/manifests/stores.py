@@ -16,8 +16,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from prect.errors import ManifestError
-from prect.manifests.parquet import read_table, write_table
+from prect.manifests.parquet import read_table, write_arrow, write_table
 from prect.manifests.sources import read_source_table, usable
+from prect.units import HU_MAX, HU_MIN
 from prect.workspace import Workspace
 
 
@@ -42,6 +43,18 @@ class CacheRow:
     """Bytes of the whole store on disk."""
     source_bytes: int
     """Bytes of the foreign file or series."""
+    made_from: str = ""
+    """Digest of the source's bytes and of what ingest made of them; see `made_from`."""
+    intensity: str = "hu"
+    """What is stored, in words: ``hu``, or the window."""
+    hu_low: int = HU_MIN
+    """Lowest HU that the store tells apart."""
+    hu_high: int = HU_MAX
+    """Highest HU that the store tells apart."""
+    hu_step: int = 1
+    """HU from one stored value to the next."""
+    digest: str = ""
+    """Digest of the store's attributes, which hold the digests of all its other files."""
 
 
 CACHE_SCHEMA = pa.schema(
@@ -57,8 +70,49 @@ CACHE_SCHEMA = pa.schema(
         ("levels", pa.int32()),
         ("bytes", pa.int64()),
         ("source_bytes", pa.int64()),
+        ("made_from", pa.string()),
+        ("intensity", pa.string()),
+        ("hu_low", pa.int32()),
+        ("hu_high", pa.int32()),
+        ("hu_step", pa.int32()),
+        ("digest", pa.string()),
     ]
 )
+
+
+def made_from(
+    source_digest: str,
+    patient: str,
+    series: str,
+    rescale: tuple[float, float],
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    orientation: str,
+) -> str:
+    """Digest of a source: of its bytes, and of what ingest made of the same bytes.
+
+    A store is stale when the card has since given its volume another patient or other HU.
+
+    Args:
+        source_digest: of the bytes.
+        patient: salted hash.
+        series: salted hash.
+        rescale: slope and intercept of the card's correction.
+        shape: voxels, (i, j, k).
+        spacing: millimetres, (i, j, k).
+        orientation: closest directions of (i, j, k).
+
+    Returns:
+        BLAKE2b-64, hexadecimal.
+    """
+    slope, intercept = rescale
+    parts = [
+        *(source_digest, patient, series, orientation),
+        *(f"{float(number):.9g}" for number in (slope, intercept)),
+        *(str(int(n)) for n in shape),
+        *(f"{float(mm):.5f}" for mm in spacing),
+    ]
+    return hashlib.blake2b("\x1f".join(parts).encode(), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -76,23 +130,45 @@ class QuarantineRow:
 QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in QuarantineRow.__dataclass_fields__])
 
 
+def cache_table(rows: Iterable[CacheRow]) -> pa.Table:
+    """Rows as a table of `CACHE_SCHEMA`."""
+    return pa.Table.from_pylist([vars(row) for row in rows], schema=CACHE_SCHEMA)
+
+
+def cache_rows(table: pa.Table) -> list[CacheRow]:
+    """The rows of a table of `CACHE_SCHEMA`."""
+    return [
+        CacheRow(**(row | {"shape": tuple(row["shape"]), "spacing": tuple(row["spacing"])}))
+        for row in table.to_pylist()
+    ]
+
+
+def write_cache_table(path: Path, table: pa.Table) -> None:
+    """Write the cache manifest of one data set, sorted by case."""
+    write_arrow(path, table.sort_by("case"))
+
+
 def write_cache_rows(path: Path, rows: Iterable[CacheRow]) -> None:
     """Write the cache manifest of one data set, sorted by case."""
-    ordered = sorted(rows, key=lambda row: row.case)
-    write_table(path, CACHE_SCHEMA, [asdict(row) for row in ordered])
+    write_cache_table(path, cache_table(rows))
+
+
+def read_cache_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read the cache manifest of one data set by column.
+
+    Raises:
+        ManifestError: the file is missing or not a cache manifest of this release.
+    """
+    return read_table(path, CACHE_SCHEMA, columns)
 
 
 def read_cache_rows(path: Path) -> list[CacheRow]:
     """Read the cache manifest of one data set.
 
     Raises:
-        ManifestError: the file is missing or not a cache manifest.
+        ManifestError: the file is missing or not a cache manifest of this release.
     """
-    rows = read_table(path, CACHE_SCHEMA).to_pylist()
-    return [
-        CacheRow(**(row | {"shape": tuple(row["shape"]), "spacing": tuple(row["spacing"])}))
-        for row in rows
-    ]
+    return cache_rows(read_cache_table(path))
 
 
 def write_quarantine(path: Path, rows: Iterable[QuarantineRow]) -> None:
@@ -121,6 +197,8 @@ class CacheTable:
     """(N, 3) millimetres of level 0, (z, y, x)."""
     levels: NDArray[np.int32]
     """(N,) number of levels."""
+    hu_range: NDArray[np.int32]
+    """(N, 2) lowest and highest HU that a store tells apart."""
     profile: list[str]
     source_digest: list[str]
     digest: str
@@ -141,6 +219,8 @@ _TABLE_COLUMNS = [
     "shape",
     "spacing",
     "levels",
+    "hu_low",
+    "hu_high",
     "profile",
     "source_digest",
 ]
@@ -186,14 +266,14 @@ def load_cache_table(workspace: Workspace, datasets: Sequence[str]) -> CacheTabl
             f"the data sets {', '.join(sorted(set(datasets)))} hold no stored volume"
         )
     columns = {name: table[name].combine_chunks() for name in _TABLE_COLUMNS}
-    strings = {
-        n: columns[n].to_pylist() for n in _TABLE_COLUMNS if n not in ("shape", "spacing", "levels")
-    }
+    strings = {n: c.to_pylist() for n, c in columns.items() if pa.types.is_string(c.type)}
     shape = columns["shape"].flatten().to_numpy(zero_copy_only=False).reshape(-1, 3)
     spacing = columns["spacing"].flatten().to_numpy(zero_copy_only=False).reshape(-1, 3)
     levels = columns["levels"].to_numpy(zero_copy_only=False)
+    hu_range = np.stack([columns[name].to_numpy() for name in ("hu_low", "hu_high")], axis=1)
     return CacheTable(
         **strings,
+        hu_range=hu_range,
         shape=shape,
         spacing=spacing,
         levels=levels,

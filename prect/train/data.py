@@ -15,6 +15,7 @@ from prect.train.config import TrainConfig
 from prect.train.loader import PoolFactory, ViewDataset, reader_pool
 from prect.train.sampling import Domain, Sampler
 from prect.train.views import GeometryTable
+from prect.units import HU_MAX, HU_MIN
 from prect.workspace import Workspace
 
 _CHECKED_STORES = 64
@@ -70,6 +71,7 @@ def open_data(workspace: Workspace, config: TrainConfig) -> TrainingData:
         )
     table = load_cache_table(workspace, config.data.datasets)
     _check_stores(workspace, table)
+    _check_window(table, config.view.window)
     return split_data(workspace, table, config)
 
 
@@ -83,6 +85,19 @@ def _check_stores(workspace: Workspace, table: CacheTable) -> None:
                     f"{path} was built from another source than its manifest says; "
                     f"run: prect build-cache {table.dataset[row]}"
                 )
+
+
+def _check_window(table: CacheTable, window: tuple[float, float]) -> None:
+    """Refuse a window of which the stores hold a part only."""
+    for row in np.unique(table.hu_range, axis=0, return_index=True)[1]:
+        low, high = table.hu_range[row]
+        # Beyond what any store holds nothing is lost: there is no HU.
+        if (low > max(window[0], HU_MIN)) or (high < min(window[1], HU_MAX)):
+            raise ConfigError(
+                f"view.window is {window[0]:g}..{window[1]:g} HU, but the stores of "
+                f"{table.dataset[row]} hold {low}..{high} HU only; choose a window inside, or run: "
+                f"prect build-cache {table.dataset[row]} --intensity hu"
+            )
 
 
 def split_data(workspace: Workspace, table: CacheTable, config: TrainConfig) -> TrainingData:

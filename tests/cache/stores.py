@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prect.cache.format import BodyBox, Codec, SourceAttributes, StoreAttributes
+from prect.cache.intensity import Intensity
 from prect.cache.writer import StoreWriter
 from prect.units import Triple
 
@@ -27,12 +28,14 @@ def write_store(
     chunk: Triple = (16, 16, 16),
     codec: Codec | None = None,
     levels: int = 3,
+    intensity: Intensity | None = None,
 ) -> StoreAttributes:
     """Write ``volume`` (z, y, x) at spacing `SPACING` (z, y, x) and origin `ORIGIN` (x, y, z)."""
     codec = codec or Codec()
+    intensity = intensity or Intensity()
     z, y, x = SPACING
     with StoreWriter(path) as writer:
-        written = writer.write_levels(volume, SPACING, chunk, codec, levels)
+        written = writer.write_levels(volume, SPACING, chunk, codec, levels, intensity)
         attributes = StoreAttributes(
             format_version=1,
             dataset="made-up",
@@ -40,6 +43,7 @@ def write_store(
             patient="p",
             series="s",
             source_digest="d",
+            made_from="m",
             profile={},
             profile_digest="profile",
             affine=(
@@ -53,6 +57,7 @@ def write_store(
             ),
             body_box=BodyBox(offset=(0, 0, 0), full_shape=volume.shape),
             hu_percentiles={},
+            intensity=intensity,
             codec=codec,
             levels=written,
             software={},

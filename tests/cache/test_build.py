@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from prect.cache.build import build, make_plan
-from prect.cache.convert import Job, convert, is_current
+from prect.cache.convert import Job, convert, identity
+from prect.cache.plan import State, store_state
 from prect.cache.profile import Profile, load_profile
 from prect.cache.reader import StoreReader
 from prect.cluster import cluster
@@ -40,6 +41,10 @@ from tests.conftest import SALT, Built, ingest_and_build
 from tests.ingest.volumes import body_volume, write_nifti
 
 PROFILE = load_profile("iso1.5")
+
+
+def state(job: Job) -> State:
+    return store_state(job.store, job.profile.digest, identity(job.source))
 
 
 def store_files(folder: Path) -> dict[str, bytes]:
@@ -121,9 +126,9 @@ def test_organs_keep_their_place_through_the_whole_road(phantom_built: Built) ->
 
 def test_a_second_build_does_nothing(phantom_built: Built) -> None:
     plan = make_plan("phantoms", phantom_built.workspace, PROFILE)
-    assert (len(plan.current), len(plan.todo)) == (8, 0)
+    assert (len(plan.kept), len(plan.todo)) == (8, 0)
     before = store_files(phantom_built.workspace.cache)
-    report = build(plan, phantom_built.workspace, client=None)
+    report = build(plan, client=None)
     assert report.summary()["built"] == 0
     assert report.summary()["stored"] == 8
     assert store_files(phantom_built.workspace.cache) == before
@@ -134,7 +139,7 @@ def test_another_profile_or_another_source_makes_a_store_stale(
 ) -> None:
     other = Profile.model_validate({"name": "iso3", "harmonisation": {"spacing_mm": (3, 3, 3)}})
     plan = make_plan("phantoms", phantom_built.workspace, other)
-    assert (len(plan.todo), plan.stale) == (8, 8)
+    assert (len(plan.todo), plan.stale) == (8, {"another profile": 8})
 
     folder = tmp_path / "source"
     folder.mkdir()
@@ -144,9 +149,10 @@ def test_another_profile_or_another_source_makes_a_store_stale(
     write_nifti(path, body_volume() + np.int16(3))
     (row,) = survey("one", folder, built.workspace).rows
     plan = make_plan("one", built.workspace, PROFILE)
-    assert (len(plan.todo), plan.stale) == (1, 1)
-    assert isinstance(convert(plan.todo[0]), CacheRow)
-    assert is_current(plan.todo[0])
+    assert plan.stale == {"another source, or ingest has judged it otherwise since": 1}
+    (job,) = plan.jobs()
+    assert isinstance(convert(job), CacheRow)
+    assert state(job) is State.CURRENT
     assert row.case == built.survey.rows[0].case
 
 
@@ -159,7 +165,7 @@ def test_a_corrected_card_makes_a_store_stale(tmp_path: Path) -> None:
     rule = {"slope": 1.0, "intercept": -50.0, "reason": "-"}
     card = Card.model_validate(generic_card("one").model_dump() | {"rescale": rule})
     survey(card, folder, workspace, salt=SALT)
-    assert isinstance(convert(make_plan("one", workspace, PROFILE).todo[0]), CacheRow)
+    assert isinstance(convert(*make_plan("one", workspace, PROFILE).jobs()), CacheRow)
     assert not make_plan("one", workspace, PROFILE).todo
     for change in (
         {"rescale": rule | {"intercept": -100.0}},
@@ -167,7 +173,7 @@ def test_a_corrected_card_makes_a_store_stale(tmp_path: Path) -> None:
     ):
         card = Card.model_validate(card.model_dump() | change)
         survey(card, folder, workspace)
-        (job,) = make_plan("one", workspace, PROFILE).todo
+        (job,) = make_plan("one", workspace, PROFILE).jobs()
         assert isinstance(convert(job), CacheRow)
     with StoreReader(job.store) as reader:
         assert reader.attributes.source.intercept == -100.0
@@ -205,11 +211,11 @@ def test_a_volume_that_fails_is_quarantined_and_stays_so(tmp_path: Path) -> None
     profile = Profile.model_validate({"name": "x", "harmonisation": empty})
     plan = make_plan("d", workspace, profile)
     with cluster(1) as client:
-        summary = build(plan, workspace, client).summary()
-    assert summary["accepted"] == summary["stored"] + summary["quarantined"] == 1
+        summary = build(plan, client).summary()
+    assert summary["usable"] == summary["stored"] + summary["quarantined"] == 1
     assert [row.code for row in read_quarantine(workspace.quarantine("d"))] == ["content.no_body"]
     again = make_plan("d", workspace, profile)
-    assert (len(again.current), len(again.quarantined), len(again.todo)) == (0, 1, 0)
+    assert (len(again.kept), len(again.quarantined), len(again.todo)) == (0, 1, 0)
     assert len(make_plan("d", workspace, profile, retry=True).todo) == 1
     assert len(make_plan("d", workspace, PROFILE).todo) == 1  # another profile, another try
 
@@ -219,15 +225,15 @@ def test_faults_of_the_place_are_quarantined_and_tried_again(tmp_path: Path) -> 
     (folder / "gone.nii.gz").rename(tmp_path / "aside")
     write_nifti(folder / "changed.nii.gz", body_volume() + np.int16(1))
     with cluster(1) as client:
-        build(make_plan("d", workspace, PROFILE), workspace, client)
+        build(make_plan("d", workspace, PROFILE), client)
         codes = sorted(row.code for row in read_quarantine(workspace.quarantine("d")))
         assert codes == ["file.changed", "file.missing"]
         status = dataset_status(workspace, "d")
         assert (status.stored, status.quarantined, status.pending) == (1, 2, 0)
         (tmp_path / "aside").rename(folder / "gone.nii.gz")
         plan = make_plan("d", workspace, PROFILE)
-        assert (len(plan.current), len(plan.todo)) == (1, 2)
-        assert build(plan, workspace, client).summary()["stored"] == 2
+        assert (len(plan.kept), len(plan.todo)) == (1, 2)
+        assert build(plan, client).summary()["stored"] == 2
 
 
 def test_a_source_that_is_not_mounted_quarantines_nothing(tmp_path: Path) -> None:
@@ -239,23 +245,25 @@ def test_a_source_that_is_not_mounted_quarantines_nothing(tmp_path: Path) -> Non
 
 def test_a_store_that_lost_a_shard_is_built_again(tmp_path: Path) -> None:
     workspace, _ = ingested(tmp_path, "a")
-    (job,) = make_plan("d", workspace, PROFILE).todo
+    (job,) = make_plan("d", workspace, PROFILE).jobs()
     convert(job)
-    assert is_current(job)
+    assert state(job) is State.CURRENT
     (job.store / "1" / "c.0.0.0").unlink()
-    assert not is_current(job)
-    assert isinstance(convert(job), CacheRow)
-    assert is_current(job)
+    assert state(job) is State.DAMAGED
+    plan = make_plan("d", workspace, PROFILE)
+    assert plan.stale == {"incomplete or not readable": 1}
+    assert isinstance(convert(*plan.jobs()), CacheRow)
+    assert state(job) is State.CURRENT
 
 
 def test_stores_without_a_usable_source_are_counted_as_orphans(tmp_path: Path) -> None:
     workspace, folder = ingested(tmp_path, "a", "b")
-    for job in make_plan("d", workspace, PROFILE).todo:
+    for job in make_plan("d", workspace, PROFILE).jobs():
         convert(job)
     (folder / "b.nii.gz").unlink()
     survey("d", folder, workspace)
     for _ in range(2):  # building does not make an orphan forgotten
-        build(make_plan("d", workspace, PROFILE), workspace, client=None)
+        build(make_plan("d", workspace, PROFILE), client=None)
         status = dataset_status(workspace, "d")
         assert (status.usable, status.stored, status.orphans) == (1, 1, 1)
 
@@ -265,8 +273,8 @@ def test_an_external_scheduler_builds_the_same_stores(tmp_path: Path) -> None:
     with cluster(2) as local:
         address = str(local.scheduler_info()["address"])
         with cluster(1, address) as client:
-            report = build(make_plan("d", workspace, PROFILE), workspace, client)
-    assert len(report.rows) == 3
+            report = build(make_plan("d", workspace, PROFILE), client)
+    assert len(report.stored) == 3
     for address in ("foo", "tcp://127.0.0.1:1"):
         with pytest.raises(ClusterError, match="no Dask scheduler answers"), cluster(1, address):
             pass
@@ -284,9 +292,9 @@ def test_a_volume_that_kills_its_worker_is_quarantined(
     workspace, _ = ingested(tmp_path, "a", "deadly", "z")
     monkeypatch.setattr("prect.cache.build.convert", _die)
     with cluster(2) as client:
-        report = build(make_plan("d", workspace, PROFILE), workspace, client)
+        report = build(make_plan("d", workspace, PROFILE), client)
     assert [row.code for row in report.quarantine] == ["build.worker_died"]
-    assert len(report.rows) == 2
+    assert len(report.stored) == 2
 
 
 def test_a_killed_build_is_whole_after_the_next(tmp_path: Path, phantom_built: Built) -> None:
@@ -356,7 +364,7 @@ def test_a_read_error_is_a_fault_of_the_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace, _ = ingested(tmp_path, "a")
-    (job,) = make_plan("d", workspace, PROFILE).todo
+    (job,) = make_plan("d", workspace, PROFILE).jobs()
 
     def fail(*_: object) -> None:
         raise OSError(5, "Input/output error")

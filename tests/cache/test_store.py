@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+from io import BytesIO
 from pathlib import Path
 
 import google_crc32c
@@ -19,10 +20,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ome_zarr_models.v05.image import Image
 
-from prect.cache.format import MISSING, SHARD_KEY, Codec, chunk_grid, index_bytes
+from prect.cache.format import (
+    MISSING,
+    SHARD_KEY,
+    Codec,
+    chunk_grid,
+    document_digest,
+    file_digest,
+    group_bytes,
+    index_bytes,
+    unpack_occupancy,
+)
+from prect.cache.intensity import Intensity
 from prect.cache.reader import ReaderPool, StoreReader
-from prect.cache.writer import StoreWriter, clear_leftovers, encode_shard, pool
+from prect.cache.writer import StoreWriter, clear_leftovers, occupancy, pool, write_shard
 from prect.errors import ChunkError, StoreError
+from prect.units import Triple
 from tests.cache.stores import ORIGIN, SPACING, random_hu, write_store
 
 SHAPE = (37, 50, 61)
@@ -132,11 +145,61 @@ def test_encoding_does_not_depend_on_the_number_of_blosc_threads() -> None:
     volume = random_hu((64, 64, 64)) // 8
     before = blosc.set_nthreads(1)
     try:
-        one = encode_shard(volume, (64, 64, 64), Codec())
+        one, four = BytesIO(), BytesIO()
+        write_shard(one, volume, (64, 64, 64), Codec(), Intensity())
         blosc.set_nthreads(4)
-        assert encode_shard(volume, (64, 64, 64), Codec()) == one
+        write_shard(four, volume, (64, 64, 64), Codec(), Intensity())
+        assert one.getvalue() == four.getvalue()
     finally:
         blosc.set_nthreads(before)
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, 40)] * 3),
+    chunk=st.tuples(*[st.sampled_from((4, 8, 16, 24))] * 3),
+    seed=st.integers(0, 9),
+)
+@settings(deadline=None, max_examples=60)
+def test_occupancy_is_the_share_of_body_in_each_chunk(
+    shape: Triple, chunk: Triple, seed: int
+) -> None:
+    volume = random_hu(shape, seed) // 2
+    volume[: shape[0] // 2] = -1000
+    found = occupancy(volume, chunk, -500)
+    assert found.shape == chunk_grid(shape, chunk)
+    for place in np.ndindex(found.shape):
+        box = tuple(slice(p * c, (p + 1) * c) for p, c in zip(place, chunk, strict=True))
+        assert found[place] == (volume[box] > -500).mean()
+
+
+def test_a_store_tells_where_the_body_is(store: Path) -> None:
+    with StoreReader(store) as reader:
+        for number, level in enumerate(reader.attributes.levels):
+            packed = unpack_occupancy(level)
+            hu = reader.read(number, (0, 0, 0), level.shape)
+            shares = occupancy(hu, level.chunk, -500)
+            np.testing.assert_array_equal(packed, np.ceil(shares * 255))
+            assert number or 0 < packed.min() < 255
+        damaged = level.model_copy(update={"occupancy": level.occupancy[:-8]})
+        with pytest.raises(StoreError, match="occupancy of level 2 is damaged"):
+            unpack_occupancy(damaged)
+
+
+def test_digests_cover_every_file(store: Path) -> None:
+    group = (store / "zarr.json").read_bytes()
+    with StoreReader(store) as reader:
+        attributes = reader.attributes
+    assert attributes.digest == document_digest(group)
+    assert group_bytes(attributes) == group
+    for place in range(0, len(group), 7):
+        flipped = bytearray(group)
+        flipped[place] ^= 1
+        entry = f'"digest": "{attributes.digest}"'.encode()
+        if entry in flipped:  # else the digest itself is not what was written
+            assert document_digest(bytes(flipped)) != attributes.digest
+    for level in attributes.levels:
+        assert file_digest((store / level.path / "zarr.json").read_bytes()) == level.array_digest
+        assert file_digest((store / level.path / SHARD_KEY).read_bytes()) == level.shard_digest
 
 
 def rewrite_index(shard: Path, chunk: int, entry: tuple[int, int]) -> None:

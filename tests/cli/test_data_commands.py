@@ -44,7 +44,7 @@ def test_the_whole_road_with_json(tmp_path: Path) -> None:
     assert not (workspace / "cache").exists()
 
     built = run_json("build-cache", "ph", "-w", workspace, "--workers", 2)["datasets"][0]
-    assert (built["accepted"], built["stored"], built["quarantined"]) == (4, 4, 0)
+    assert (built["usable"], built["stored"], built["quarantined"]) == (4, 4, 0)
     again = run_json("build-cache", "ph", "-w", workspace)["datasets"][0]
     assert (again["built"], again["kept"]) == (0, 4)
 

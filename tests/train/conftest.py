@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from prect.cache.format import BodyBox, Codec, SourceAttributes, StoreAttributes
+from prect.cache.intensity import Intensity
 from prect.cache.writer import StoreWriter
 from prect.manifests.stores import CacheRow, write_cache_rows
 from prect.train.config import TrainConfig, parse_config
@@ -48,6 +49,7 @@ def write_toy_store(
                 case=case,
                 patient=patient,
                 series=case,
+                made_from="m",
                 source_digest=case,
                 profile={},
                 profile_digest="p",
@@ -61,6 +63,7 @@ def write_toy_store(
                 ),
                 body_box=BodyBox(offset=(0, 0, 0), full_shape=(nz, ny, nx)),
                 hu_percentiles={},
+                intensity=Intensity(),
                 codec=Codec(),
                 levels=levels,
                 software={},

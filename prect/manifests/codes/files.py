@@ -61,6 +61,12 @@ CODES = (
         "Give workers more memory and build again.",
     ),
     Code(
+        "build.out_of_memory",
+        Effect.QUARANTINE,
+        "The worker could not get the memory that the volume needs.",
+        "Give workers more memory, or use fewer of them; the next build tries it again.",
+    ),
+    Code(
         "build.unexpected",
         Effect.QUARANTINE,
         "Building the store failed in a way that no check foresees.",
