@@ -92,6 +92,26 @@ def test_a_manifest_that_does_not_match_its_stores_is_refused(
         load_cache_table(own_stores, ["nothing"])
 
 
+def test_a_window_that_the_stores_hold_a_part_of_is_refused(
+    own_stores: Workspace, make_config: MakeConfig
+) -> None:
+    def open_with(low: float, high: float) -> None:
+        view = {"grid": [32, 32, 16], "window": [low, high]}
+        open_data(own_stores, make_config(view=view))
+
+    path = own_stores.cache_manifest(DATASET)
+    rows = read_cache_rows(path)
+    part = {"hu_low": -175, "hu_high": 250, "intensity": "window -175..250"}
+    write_cache_rows(path, [type(row)(**{**vars(row), **part}) for row in rows])
+    open_with(-175, 250)
+    open_with(-100, 200)
+    for window in ((-1000, 200), (-100, 251)):
+        with pytest.raises(ConfigError, match=r"hold -175\.\.250 HU only"):
+            open_with(*window)
+    write_cache_rows(path, rows)
+    open_with(-2000, 5000)
+
+
 def test_a_flipped_bit_of_a_checkpoint_is_found(
     workspace: Workspace, make_config: MakeConfig
 ) -> None:
