@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from prect.manifests.sources import (
     code_examples,
@@ -14,7 +15,7 @@ from prect.manifests.sources import (
     read_source_table,
 )
 from prect.manifests.sources import usable as usable_rows
-from prect.manifests.stores import read_cache_rows, read_quarantine
+from prect.manifests.stores import CACHE_SCHEMA, read_cache_table, read_quarantine
 from prect.workspace import Workspace
 
 
@@ -54,8 +55,9 @@ def dataset_status(workspace: Workspace, dataset: str) -> DatasetStatus:
     sources = read_source_table(workspace.sources(dataset), columns)
     usable = set(sources["case"].filter(pa.array(usable_rows(sources))).to_pylist())
     path = workspace.cache_manifest(dataset)
-    rows = read_cache_rows(path) if path.exists() else []
-    stored = {row.case for row in rows}
+    counted = ["case", "patient", "bytes", "source_bytes"]
+    rows = read_cache_table(path, counted) if path.exists() else CACHE_SCHEMA.empty_table()
+    stored = set(rows["case"].to_pylist())
     failed = [
         row
         for row in read_quarantine(workspace.quarantine(dataset))
@@ -73,9 +75,9 @@ def dataset_status(workspace: Workspace, dataset: str) -> DatasetStatus:
         quarantine_codes=dict(Counter(row.code for row in failed).most_common()),
         pending=len(usable) - len(usable & stored) - len(failed),
         orphans=len(workspace.stored_cases(dataset) - usable),
-        patients=len({row.patient for row in rows}),
-        bytes=sum(row.bytes for row in rows),
-        source_bytes=sum(row.source_bytes for row in rows),
+        patients=pc.count_distinct(rows["patient"]).as_py(),
+        bytes=pc.sum(rows["bytes"]).as_py() or 0,
+        source_bytes=pc.sum(rows["source_bytes"]).as_py() or 0,
     )
 
 
