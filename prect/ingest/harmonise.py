@@ -43,11 +43,12 @@ def harmonise(volume: Volume, settings: Harmonisation) -> Harmonised:
 
     Padding (`PADDING_HU` and below) becomes air before anything interpolates over it; the
     result is clipped to what is stored. The body is searched on some voxels of the grid, and
-    only its box is interpolated in full.
+    only its box is interpolated in full. A low-pass does not touch the search, so that the
+    box is the same with it and without.
 
     Args:
         volume: as a reader returned it; its voxels are not changed.
-        settings: spacing and body crop.
+        settings: spacing, low-pass and body crop.
 
     Raises:
         VolumeError: ``content.no_body``, nothing above the body threshold was found.
@@ -55,10 +56,14 @@ def harmonise(volume: Volume, settings: Harmonisation) -> Harmonised:
     affine, reordering = canonical_affine(volume.affine, volume.shape)
     grid, full = _grid(affine, volume.shape, reordering, settings)
     source = _source_affine(affine, reordering, volume.shape)
-    sampler = resampler(volume.voxels, np.linalg.inv(source) @ grid, full)
+    transform = np.linalg.inv(source) @ grid
+    sampler = resampler(volume.voxels, transform, full)
     box = _every((1, 1, 1), full)
     if settings.body_crop:
         box = body_box(sampler.sample(_every(search_steps(settings), full)), full, settings)
+    if settings.low_pass:
+        del sampler  # of an oblique volume, it holds a copy
+        sampler = resampler(volume.voxels, transform, full, low_pass=True)
     offset = (box[0].start, box[1].start, box[2].start)
     grid[:3, 3] = np.round(grid[:3, 3] + np.diag(grid)[:3] * offset[::-1], 6)
     x, y, z = settings.spacing_mm
@@ -102,7 +107,9 @@ def _grid(
     world = nib.affines.apply_affine(affine, corners)
     low, high = world.min(axis=0), world.max(axis=0)
     spacing = np.array(settings.spacing_mm)
-    count = np.maximum(np.round((high - low) / spacing), 1)
+    # Where a half is left over, the noise of the origin must not decide: copies of a volume that
+    # lie elsewhere get the same grid.
+    count = np.maximum(np.round(np.round((high - low) / spacing, 6)), 1)
     grid = np.diag([*spacing, 1.0])
     # 1e-6 mm keeps the sum of rounded numbers a short decimal in the attributes.
     grid[:3, 3] = np.round((low + high) / 2 - (count - 1) / 2 * spacing, 6)

@@ -2,20 +2,22 @@
 
 Where the axes of grid and volume coincide but for order and direction, as for nearly every
 CT, the interpolation is separable: each source plane is reduced to the rows and columns of
-the grid once, and each plane of the grid is a weighted sum of two of those. Planes stay in
-the processor's cache and the volume is never copied. Oblique and sheared volumes go through
-SimpleITK, some planes of the grid at a time.
+the grid once, and each plane of the grid is a weighted sum of two of those, or of some more
+where a low-pass is asked for. Planes stay in the processor's cache and the volume is never
+copied. Oblique and sheared volumes go through SimpleITK, some planes of the grid at a time.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
+from scipy import ndimage
 
+from prect.ingest.lines import Line, gaussian, rounded
 from prect.ingest.volume import Affine
 from prect.units import HU_MAX, HU_MIN, Triple
 
@@ -29,10 +31,9 @@ Box = tuple[slice, slice, slice]
 _STRAY_VOXELS = 1e-4
 """Distance that an axis may stray from the axis it is taken for, in voxels of the source; across
 the steepest edge in CT, some 4000 HU a voxel, 1e-4 is below half a unit."""
-_POSITION_BITS = 20
-"""Positions are rounded to 2^-20 voxels: a weight and its complement are then exact in float32,
-so that neither a flipped axis nor the noise of float64 changes the sum."""
 _SLAB_PLANES = 16
+_SMOOTHED_PLANES = 4
+"""Planes smoothed at once: they are float32, and held a few times over."""
 _TIE = 1e-4
 """ITK finds positions by steps along a row, so that noise decides a tie between two integers; a
 constant far above that noise, and far below one HU, decides it instead."""
@@ -54,23 +55,32 @@ class Resampler(Protocol):
         ...
 
 
-def resampler(hu: NDArray[np.int16], transform: Affine, shape: Triple) -> Resampler:
+def resampler(
+    hu: NDArray[np.int16], transform: Affine, shape: Triple, low_pass: bool = False
+) -> Resampler:
     """The way of interpolating that suits the axes of a grid and a volume.
 
     Args:
         hu: (k, j, i); never changed. A view of any memory layout will do.
         transform: (4, 4), index (x, y, z) of the grid to index (i, j, k) of the volume.
         shape: of the grid, (z, y, x).
+        low_pass: smooth along each axis on which the grid is coarser than the volume: by the
+            triangle of `Line.low_passed` where the axes coincide, else by a Gaussian that
+            adds as much variance, along the volume's own axes. The edge is repeated beyond
+            the border.
     """
     order = _matching_axes(transform, shape)
     if order is None:
-        return _Oblique(hu, transform)
+        return _Oblique(hu, transform, _excess_variance(transform) if low_pass else np.zeros(3))
     lines = []
     # Axis number n of an index is axis 2 - n of an array.
     for axis in (2, 1, 0):
         row = transform[order[axis]]
         position = row[axis] * np.arange(shape[2 - axis]) + row[3]
-        lines.append(_Line.at(position, hu.shape[2 - order[axis]]))
+        size = hu.shape[2 - order[axis]]
+        lines.append(
+            Line.low_passed(position, size, row[axis]) if low_pass else Line.at(position, size)
+        )
     z, y, x = (2 - order[axis] for axis in (2, 1, 0))
     return _Aligned(hu.transpose(z, y, x), (lines[0], lines[1], lines[2]))
 
@@ -88,61 +98,24 @@ def _matching_axes(transform: Affine, shape: Triple) -> Triple | None:
     return int(largest[0]), int(largest[1]), int(largest[2])
 
 
-@dataclass(frozen=True)
-class _Line:
-    """Where the samples along one axis lie between the voxels of the source; (n,) each."""
-
-    lower: NDArray[np.intp]
-    upper: NDArray[np.intp]
-    lower_weight: NDArray[np.float32]
-    upper_weight: NDArray[np.float32]
-    outside: NDArray[np.bool_]
-
-    @classmethod
-    def at(cls, position: NDArray[np.float64], size: int) -> _Line:
-        """Samples at positions in voxels along an axis of ``size`` voxels."""
-        exact = np.round(position * 2**_POSITION_BITS) / 2**_POSITION_BITS
-        inner = np.clip(exact, 0, size - 1)
-        lower = np.floor(inner).astype(np.intp)
-        weight = inner - lower
-        return cls(
-            lower=lower,
-            upper=np.minimum(lower + 1, size - 1),
-            lower_weight=(1 - weight).astype(np.float32),
-            upper_weight=weight.astype(np.float32),
-            outside=(exact < -0.5) | (exact > size - 0.5),
-        )
-
-    def __getitem__(self, part: slice) -> _Line:
-        return _Line(
-            self.lower[part],
-            self.upper[part],
-            self.lower_weight[part],
-            self.upper_weight[part],
-            self.outside[part],
-        )
-
-    def __len__(self) -> int:
-        return len(self.lower)
-
-
 class _Aligned:
     """Separable interpolation, always along y, then x, then z, whatever the order in memory."""
 
-    def __init__(self, hu: NDArray[np.int16], lines: tuple[_Line, _Line, _Line]) -> None:
+    def __init__(self, hu: NDArray[np.int16], lines: tuple[Line, Line, Line]) -> None:
         self._hu = hu
         self._lines = lines
 
     def sample(self, box: Box) -> NDArray[np.int16]:
         z, y, x = (line[part] for line, part in zip(self._lines, box, strict=True))
-        planes = _Planes(self._hu, y, x)
+        planes = _Planes(self._hu, y, x, kept=len(z.taps))
         voxels = np.empty((len(z), len(y), len(x)), dtype=np.int16)
         total, term = (np.empty((len(y), len(x)), dtype=np.float32) for _ in range(2))
-        for n, (lower, upper) in enumerate(zip(z.lower, z.upper, strict=True)):
-            np.multiply(planes.reduced(int(lower)), z.lower_weight[n], out=total)
-            if z.upper_weight[n]:
-                np.multiply(planes.reduced(int(upper)), z.upper_weight[n], out=term)
-                total += term
+        for n, (taps, weights) in enumerate(zip(z.taps.T, z.weights.T, strict=True)):
+            np.multiply(planes.reduced(int(taps[0])), weights[0], out=total)
+            for tap, weight in zip(taps[1:], weights[1:], strict=True):
+                if weight:
+                    np.multiply(planes.reduced(int(tap)), weight, out=term)
+                    total += term
             np.rint(total, out=total)
             np.clip(total, HU_MIN, HU_MAX, out=total)
             np.copyto(voxels[n], total, casting="unsafe")
@@ -153,25 +126,25 @@ class _Aligned:
 
 
 class _Planes:
-    """Source planes reduced to the rows and columns of the grid, the last two kept."""
+    """Source planes reduced to the rows and columns of the grid, the last ``kept`` kept."""
 
-    def __init__(self, hu: NDArray[np.int16], y: _Line, x: _Line) -> None:
+    def __init__(self, hu: NDArray[np.int16], y: Line, x: Line, kept: int) -> None:
         self._hu = hu
         self._y, self._x = y, x
         self._slab = hu[:0]
         self._first = -1
-        # A plane of the grid needs two neighbours of the source, one even and one odd.
-        self._kept = [np.empty((len(y), len(x)), dtype=np.float32) for _ in range(2)]
-        self._numbers = [-1, -1]
+        # A plane of the grid needs neighbours of the source: each has a place of its own.
+        self._kept = [np.empty((len(y), len(x)), dtype=np.float32) for _ in range(kept)]
+        self._numbers = [-1] * kept
         self._padding = np.empty(hu.shape[1:], dtype=np.bool_)
         self._lift, self._filled = (np.empty(hu.shape[1:], dtype=np.int16) for _ in range(2))
         self._rows = np.empty((len(y), hu.shape[2]), dtype=np.int16)
-        self._lower, self._upper = (np.empty(self._rows.shape, dtype=np.float32) for _ in range(2))
+        self._total, self._added = (np.empty(self._rows.shape, dtype=np.float32) for _ in range(2))
         self._term = np.empty((len(y), len(x)), dtype=np.float32)
 
     def reduced(self, number: int) -> NDArray[np.float32]:
-        """(y, x) float32 HU of a source plane; valid until the next but one is asked for."""
-        place = number % 2
+        """(y, x) float32 HU of a source plane; valid until ``kept`` others have been asked for."""
+        place = number % len(self._kept)
         if self._numbers[place] != number:
             self._reduce(self._without_padding(self._plane(number)), self._kept[place])
             self._numbers[place] = number
@@ -200,16 +173,17 @@ class _Planes:
     def _reduce(self, plane: NDArray[np.int16], out: NDArray[np.float32]) -> None:
         y, x = self._y, self._x
         # mode="clip" lets take write to `out` without a buffer; all indices are inside.
-        np.take(plane, y.lower, axis=0, out=self._rows, mode="clip")
-        np.multiply(self._rows, y.lower_weight[:, None], out=self._lower)
-        np.take(plane, y.upper, axis=0, out=self._rows, mode="clip")
-        np.multiply(self._rows, y.upper_weight[:, None], out=self._upper)
-        self._lower += self._upper
-        np.take(self._lower, x.lower, axis=1, out=out, mode="clip")
-        out *= x.lower_weight
-        np.take(self._lower, x.upper, axis=1, out=self._term, mode="clip")
-        self._term *= x.upper_weight
-        out += self._term
+        for n, (taps, weights) in enumerate(zip(y.taps, y.weights, strict=True)):
+            np.take(plane, taps, axis=0, out=self._rows, mode="clip")
+            np.multiply(self._rows, weights[:, None], out=self._added if n else self._total)
+            if n:
+                self._total += self._added
+        for n, (taps, weights) in enumerate(zip(x.taps, x.weights, strict=True)):
+            term = self._term if n else out
+            np.take(self._total, taps, axis=1, out=term, mode="clip")
+            term *= weights
+            if n:
+                out += term
 
 
 class _Oblique:
@@ -219,14 +193,19 @@ class _Oblique:
     truncates towards zero when it writes integers, so it writes float32, rounded here.
     """
 
-    def __init__(self, hu: NDArray[np.int16], transform: Affine) -> None:
+    def __init__(
+        self, hu: NDArray[np.int16], transform: Affine, variances: NDArray[np.float64]
+    ) -> None:
+        """``variances``: of a Gaussian along i, j and k in voxels squared, 0 for none."""
         k, j, i = hu.shape
         self._transform = transform
         self._image = sitk.Image([i, j, k], sitk.sitkInt16)
-        for first in range(0, k, _SLAB_PLANES):
-            slab = hu[first : first + _SLAB_PLANES]
-            filled = np.where(slab <= PADDING_HU, np.int16(HU_MIN), slab)
-            self._image[:, :, first : first + len(slab)] = sitk.GetImageFromArray(filled)
+        self._steps = _steps_per_hu(hu) if variances.any() else 1
+        slabs = _smoothed(hu, variances, self._steps) if variances.any() else _filled(hu)
+        first = 0
+        for slab in slabs:
+            self._image[:, :, first : first + len(slab)] = sitk.GetImageFromArray(slab)
+            first += len(slab)
 
     def sample(self, box: Box) -> NDArray[np.int16]:
         shape = [len(range(part.start, part.stop, part.step)) for part in box]
@@ -248,13 +227,68 @@ class _Oblique:
         filter_ = sitk.ResampleImageFilter()
         filter_.SetNumberOfThreads(1)
         filter_.SetInterpolator(sitk.sitkLinear)
-        filter_.SetDefaultPixelValue(HU_MIN)
+        filter_.SetDefaultPixelValue(HU_MIN * self._steps)
         filter_.SetOutputPixelType(sitk.sitkFloat32)
         filter_.SetTransform(transform)
         filter_.SetSize(out.shape[::-1])
         image = filter_.Execute(self._image)
         # The view borrows the image's memory: the name keeps the image alive until it is copied.
-        values = sitk.GetArrayViewFromImage(image) + np.float32(_TIE)
+        values = sitk.GetArrayViewFromImage(image) / np.float32(self._steps)
+        values += np.float32(_TIE)
         np.rint(values, out=values)
         np.clip(values, HU_MIN, HU_MAX, out=values)
         np.copyto(out, values, casting="unsafe")
+
+
+def _excess_variance(transform: Affine) -> NDArray[np.float64]:
+    """Variance that the spacing of a grid has over that of a volume, (3,) voxels squared.
+
+    Along each axis of the volume (i, j, k): a column of the inverse transform is one voxel of the
+    volume in voxels of the grid, so f = 1 / its length is the factor by which the grid is coarser
+    in that direction. The triangles of half-width f and 1 have variances f^2 / 6 and 1 / 6, and
+    linear interpolation brings the latter itself. 0 where f <= 1.
+    """
+    factors = rounded(1 / np.linalg.norm(np.linalg.inv(transform[:3, :3]), axis=0))
+    excess: NDArray[np.float64] = np.maximum(factors**2 - 1, 0) / 6
+    return excess
+
+
+def _filled(hu: NDArray[np.int16]) -> Iterator[NDArray[np.int16]]:
+    """Slabs of the volume in which padding is air."""
+    for first in range(0, len(hu), _SLAB_PLANES):
+        slab = hu[first : first + _SLAB_PLANES]
+        yield np.where(slab <= PADDING_HU, np.int16(HU_MIN), slab)
+
+
+def _smoothed(
+    hu: NDArray[np.int16], variances: NDArray[np.float64], steps: int
+) -> Iterator[NDArray[np.int16]]:
+    """Slabs of the volume, padding made air, then smoothed, in ``steps`` per HU.
+
+    Beyond the border the edge is repeated. An image of float32 would take more memory than a
+    build may.
+    """
+    i, j, k = (gaussian(variance) for variance in variances)
+    reach = len(k) // 2
+    for first in range(0, len(hu), _SMOOTHED_PLANES):
+        count = min(_SMOOTHED_PLANES, len(hu) - first)
+        around = np.arange(first - reach, first + count + reach)
+        near = hu[np.clip(around, 0, len(hu) - 1)]
+        near[near <= PADDING_HU] = HU_MIN
+        slab = np.zeros((count, *hu.shape[1:]), dtype=np.float32)
+        for n, weight in enumerate(k.astype(np.float32)):
+            slab += near[n : n + count] * weight
+        for axis, kernel in ((1, j), (2, i)):
+            if len(kernel) > 1:
+                slab = ndimage.correlate1d(slab, kernel, axis=axis, mode="nearest")
+        slab *= steps
+        yield np.rint(slab).astype(np.int16)
+
+
+def _steps_per_hu(hu: NDArray[np.int16]) -> int:
+    """The largest power of two by which every HU that is not padding can be multiplied in int16.
+
+    8 for what CT stores in 12 bits: what is smoothed is within 1/16 HU until it is interpolated.
+    """
+    largest = max(int(hu.max()), -PADDING_HU)
+    return 1 << (int(np.iinfo(np.int16).max) // largest).bit_length() - 1

@@ -12,6 +12,9 @@ class Harmonisation(BaseModel):
 
     spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     """Spacing, (x, y, z)."""
+    low_pass: bool = False
+    """Smooth along each axis on which the grid is coarser than the file, before what is too fine
+    for the grid is folded into it. Less noise, and less sharp."""
     body_crop: bool = True
     """Keep the box of the body only."""
     body_threshold_hu: int = -500

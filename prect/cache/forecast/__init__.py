@@ -1,0 +1,1 @@
+"""What a whole build will take, from trial builds of a sample."""
