@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import resource_tracker
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prect.errors import ClusterError
@@ -23,7 +25,9 @@ _JOBS_AHEAD = 2
 _DEATHS_ALLOWED = 1
 """A job whose worker dies is tried once more."""
 _WORKERS_WITHIN = 60
-"""Seconds that an existing scheduler may take to have its first worker."""
+"""Seconds that a scheduler may have no worker, or not answer, before it is given up."""
+_LOOK_EVERY = 5
+"""Seconds between two looks whether there are workers, while no job ends."""
 
 Job = TypeVar("Job")
 Outcome = TypeVar("Outcome")
@@ -48,18 +52,17 @@ def cluster(
     from distributed import Client  # noqa: PLC0415
 
     if scheduler is not None:
-        try:
-            client = Client(scheduler, timeout="10s")
-        except (OSError, TimeoutError, ValueError) as error:
-            raise ClusterError(f"no Dask scheduler answers at {scheduler}: {error}") from error
-        with client:
+        with _quiet():
             try:
-                client.wait_for_workers(1, timeout=_WORKERS_WITHIN)
-            except TimeoutError:
-                raise ClusterError(
-                    f"the scheduler at {scheduler} has had no worker for {_WORKERS_WITHIN} seconds"
-                ) from None
-            yield client
+                client = Client(scheduler, timeout="10s")
+            except (OSError, TimeoutError, ValueError) as error:
+                raise ClusterError(f"no Dask scheduler answers at {scheduler}: {error}") from error
+            with client:
+                try:
+                    client.wait_for_workers(1, timeout=_WORKERS_WITHIN)
+                except TimeoutError:
+                    raise _no_workers() from None
+                yield client
         return
     settings = {
         "distributed.scheduler.allowed-failures": _DEATHS_ALLOWED,
@@ -71,17 +74,34 @@ def cluster(
         _local(workers, dashboard_address) as local,
         Client(local) as client,
     ):
-        yield client
+        try:
+            yield client
+        except KeyboardInterrupt:
+            _kill_workers(local)
+            raise
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Whatever Dask's client logs, each broken connection with its trace, errors tell as well."""
+    logger = logging.getLogger("distributed.client")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _local(workers: int, dashboard_address: str) -> LocalCluster:
-    # Ctrl-C reaches every process of the terminal; workers leave it to the driver, which lets
-    # them go in order. They and the thread that starts them inherit the mask; a Ctrl-C that
-    # comes meanwhile waits for its end. The tracker would lift the mask when it starts.
+    # Ctrl-C reaches every process of the terminal, and SLURM's SIGTERM every one of the job;
+    # workers leave both to the driver, which lets them go in order. They and the thread that
+    # starts them inherit the mask; a Ctrl-C that comes meanwhile waits for its end. The tracker
+    # would lift the mask when it starts.
     from distributed import LocalCluster  # noqa: PLC0415
 
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    _start_tracker()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         return LocalCluster(
             n_workers=workers,
@@ -93,6 +113,29 @@ def _local(workers: int, dashboard_address: str) -> LocalCluster:
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_tracker() -> None:
+    # It frees what killed workers have held; at the end it would warn of what that was.
+    filters = "PYTHONWARNINGS"
+    before = os.environ.get(filters)
+    os.environ[filters] = ",".join(filter(None, [before, "ignore:resource_tracker"]))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ[filters]
+        else:
+            os.environ[filters] = before
+
+
+def _kill_workers(local: LocalCluster) -> None:
+    """End local workers at once; those that are asked to end have several seconds."""
+    for nanny in local.workers.values():
+        nanny.auto_restart = False
+        if nanny.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(nanny.pid, signal.SIGKILL)
 
 
 class Workers:
@@ -137,6 +180,8 @@ def dashboard(client: Client) -> str | None:
     """Address of the cluster's live dashboard; ``None`` where bokeh, which draws it, is missing."""
     if importlib.util.find_spec("bokeh") is None:
         return None
+    if "dashboard" not in client.scheduler_info(n_workers=0)["services"]:
+        return None
     link: str = client.dashboard_link
     return link
 
@@ -170,7 +215,7 @@ def run_bounded(
         The job and what ``function`` returned; ``None`` when its worker died every time.
 
     Raises:
-        ClusterError: the scheduler has gone.
+        ClusterError: the scheduler has gone, or has had no worker for a minute.
         Exception: whatever ``function`` raises.
     """
     waiting = iter(jobs)
@@ -180,22 +225,23 @@ def run_bounded(
 
     def submit() -> None:
         # Clusters grow and shrink, so the number of workers is asked for each time.
-        ahead = at_once or _JOBS_AHEAD * max(1, len(client.nthreads()))
+        ahead = at_once or _JOBS_AHEAD * max(1, _worker_count(client))
         while len(running) < ahead and not errors and not (stop is not None and stop()):
             try:
                 job = next(waiting)
             except StopIteration:
                 return
-            future = client.submit(_alone, function, job, pure=False)
+            with _scheduler_needed(client):
+                future = client.submit(_alone, function, job, pure=False)
             running[future] = job
             future.add_done_callback(done.put)
 
     submit()
     while running:
-        future = done.get()
+        future = _next_done(done, client)
         job = running.pop(future)
         try:
-            outcome = _result(future)
+            outcome = _result(future, client)
         except ClusterError:
             raise
         except Exception as error:
@@ -218,16 +264,59 @@ def _alone(function: Callable[[Job], Outcome], job: Job) -> Outcome:
         return function(job)
 
 
-def _result(future: Future[Any]) -> Any:
+def _result(future: Future[Any], client: Client) -> Any:
     """What a job returned; ``None`` when its worker died every time."""
     from distributed.scheduler import KilledWorker  # noqa: PLC0415
 
-    try:
+    if future.status == "error":  # of the job, not of the way to its result
+        try:
+            return future.result()
+        except KilledWorker:
+            return None
+    with _scheduler_needed(client):
         return future.result()
-    except KilledWorker:
-        return None
-    except CancelledError:
-        raise ClusterError(
-            "the Dask scheduler has gone, or has dropped the jobs; what is stored stays. "
-            "Start it again, and run the same command"
-        ) from None
+
+
+def _next_done(done: SimpleQueue[Future[Any]], client: Client) -> Future[Any]:
+    """The next job that ends; an error once there has been nobody to work for a minute."""
+    workers_seen = time.monotonic()
+    while True:
+        try:
+            return done.get(timeout=_LOOK_EVERY)
+        except Empty:
+            if _worker_count(client):
+                workers_seen = time.monotonic()
+            elif time.monotonic() - workers_seen > _WORKERS_WITHIN:
+                raise _no_workers() from None
+
+
+def _worker_count(client: Client) -> int:
+    with _scheduler_needed(client):
+        return len(client.nthreads(callback_timeout=_WORKERS_WITHIN))
+
+
+@contextmanager
+def _scheduler_needed(client: Client) -> Iterator[None]:
+    # What a client raises that has lost its scheduler depends on the moment.
+    try:
+        yield
+    except (OSError, CancelledError) as error:
+        raise _gone() from error
+    except Exception as error:
+        if client.status == "running":
+            raise
+        raise _gone() from error
+
+
+def _gone() -> ClusterError:
+    return ClusterError(
+        "the Dask scheduler has gone, or has dropped the jobs; what is stored stays. "
+        "Start it again, and run the same command"
+    )
+
+
+def _no_workers() -> ClusterError:
+    return ClusterError(
+        f"the Dask scheduler has had no worker for {_WORKERS_WITHIN} seconds; what is stored "
+        "stays. Start workers, and run the same command"
+    )

@@ -168,7 +168,11 @@ class Workspace:
         """
         self.root.mkdir(parents=True, exist_ok=True)
         busy = (
-            f"{purpose} is already running on {self.root} (process {{holder}}); "
-            "wait for it to end, or use another workspace"
+            f"{purpose} is already running on {self.root}, or what must not run beside it "
+            "(process {holder}); wait for it to end, or use another workspace"
         )
-        return locked(self.root / f".{purpose}.lock", busy, wait=wait)
+        return locked(self.lock_file(purpose), busy, wait=wait)
+
+    def lock_file(self, purpose: str) -> Path:
+        """The file that `lock` locks."""
+        return self.root / f".{purpose}.lock"

@@ -22,12 +22,14 @@ from prect.cache.writer import clear_leftovers
 from prect.cluster import run_bounded
 from prect.errors import BuildError
 from prect.manifests.stores import (
+    CACHE_SCHEMA,
     CacheRow,
     QuarantineRow,
     cache_table,
     write_cache_table,
     write_quarantine,
 )
+from prect.workspace import Workspace
 
 __all__ = ["Outcome", "Plan", "Report", "build", "make_plan", "run_jobs"]
 
@@ -76,7 +78,9 @@ class Report:
             self.stored = pa.concat_tables([self.stored, cache_table(self._new)])
             self._new = []
         workspace, dataset = self.plan.workspace, self.plan.dataset
-        write_cache_table(workspace.cache_manifest(dataset), self.stored)
+        # Rows that come from a file name the parts of their lists otherwise, which the file that
+        # is written would tell: it is to be the same whether the build was interrupted or not.
+        write_cache_table(workspace.cache_manifest(dataset), self.stored.cast(CACHE_SCHEMA))
         write_quarantine(workspace.quarantine(dataset), self.quarantine)
 
     def summary(self) -> dict[str, Any]:
@@ -120,30 +124,64 @@ def build(
         ClusterError: the scheduler has gone.
     """
     workspace, dataset = plan.workspace, plan.dataset
-    report = Report.begun(plan)
-    report.leftovers = len(clear_leftovers(workspace.dataset_cache(dataset)))
     if plan.todo and client is None:
         raise BuildError("there are volumes to build and no Dask client")
+    report = Report.begun(plan)
     try:
+        report.leftovers = len(clear_leftovers(workspace.dataset_cache(dataset)))
+        _clear_manifests(workspace, dataset)
         write_profile(workspace.profile(dataset), plan.profile)
         if client is not None:
-            for _, outcome in run_jobs(plan.jobs(), client, stop):
-                report.add(outcome)
-                if (report.built + len(report.quarantine)) % _MANIFEST_EVERY == 0:
-                    report.write()
-                if on_outcome is not None:
-                    on_outcome(outcome)
+            _build_volumes(report, client, on_outcome, stop)
         report.write()
     except BaseException as error:
         _save(report, error)
         if isinstance(error, OSError):
-            clear_leftovers(workspace.dataset_cache(dataset))
             raise _stopped(error, report) from error
         raise
     # Workers of a build that was killed may have lived until now, and left something since.
     report.leftovers += len(clear_leftovers(workspace.dataset_cache(dataset)))
     report.interrupted = bool(report.summary()["pending"])
     return report
+
+
+def _build_volumes(
+    report: Report,
+    client: Client,
+    on_outcome: Progress | None,
+    stop: Callable[[], bool] | None,
+) -> None:
+    """Build what there is to do; when a manifest cannot be written, finish what is in flight."""
+    failed: list[OSError] = []
+
+    def halted() -> bool:
+        return bool(failed) or (stop is not None and stop())
+
+    for _, outcome in run_jobs(report.plan.jobs(), client, halted):
+        report.add(outcome)
+        if (report.built + len(report.quarantine)) % _MANIFEST_EVERY == 0 and not failed:
+            try:
+                report.write()
+            except OSError as error:
+                failed.append(error)
+        if on_outcome is not None:
+            on_outcome(outcome)
+    if failed:
+        raise failed[0]
+
+
+def _clear_manifests(workspace: Workspace, dataset: str) -> None:
+    """Remove what a driver that was killed while it wrote a manifest has left.
+
+    Nobody but the holder of the build lock writes these.
+    """
+    for path in (
+        workspace.cache_manifest(dataset),
+        workspace.quarantine(dataset),
+        workspace.profile(dataset),
+    ):
+        for temporary in path.parent.glob(f".{path.name}.*.tmp"):
+            temporary.unlink(missing_ok=True)
 
 
 def run_jobs(
@@ -169,19 +207,23 @@ def run_jobs(
 
 
 def _save(report: Report, error: BaseException) -> None:
-    """Write the manifests of a build that ends early, if that is possible."""
+    """Leave a build that ends early in order, as far as that is possible."""
+    workspace, dataset = report.plan.workspace, report.plan.dataset
     try:
+        clear_leftovers(workspace.dataset_cache(dataset))
         report.write()
     except OSError as second:
-        error.add_note(f"the manifest could not be written either ({second.strerror})")
+        reason = second.strerror or second
+        error.add_note(f"the manifest could not be written ({reason}); the next build does it")
 
 
 def _stopped(error: OSError, report: Report) -> BuildError:
     """What to tell of a build that could not write: what stays, and how to go on."""
     stopped = BuildError(
-        f"the build of {report.plan.dataset} stopped: {error.strerror or error}. "
-        f"{report.built} volumes were stored by this run and stay; mend the cause "
-        "(a full disk: make room) and run the same command again"
+        f"the build of {report.plan.dataset} stopped, {report.plan.workspace.root} cannot be "
+        f"written: {error.strerror or error}. Volumes that were stored stay "
+        f"({report.built} by this run); mend the cause, by making room if the disk is full, "
+        "and run the same command again"
     )
     for note in getattr(error, "__notes__", ()):
         stopped.add_note(note)

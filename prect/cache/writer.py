@@ -147,15 +147,18 @@ def occupancy(volume: NDArray[np.int16], chunk: Triple, body_hu: int) -> NDArray
     Returns:
         (z, y, x) of the grid of chunks, from 0 to 1; only voxels inside the volume count.
     """
-    counts: NDArray[Any] = volume > body_hu
-    sizes: NDArray[Any] = np.ones((1, 1, 1), dtype=np.int64)
-    for axis, (n, c) in enumerate(zip(volume.shape, chunk, strict=True)):
-        starts = np.arange(0, n, c)
-        counts = np.add.reduceat(counts, starts, axis=axis, dtype=np.int64)
-        widths = np.minimum(starts + c, n) - starts
-        sizes = sizes * widths.reshape([-1 if a == axis else 1 for a in range(3)])
-    shares: NDArray[np.float64] = counts / sizes
-    return shares
+    z, y, x = chunk
+    rows, columns = np.arange(0, volume.shape[1], y), np.arange(0, volume.shape[2], x)
+    heights = np.minimum(rows + y, volume.shape[1]) - rows
+    widths = np.minimum(columns + x, volume.shape[2]) - columns
+    shares = []
+    for start in range(0, volume.shape[0], z):
+        # A slab at a time, and its planes first: counting needs several bytes a voxel.
+        slab = volume[start : start + z] > body_hu
+        planes = slab.sum(axis=0, dtype=np.int32)
+        counts = np.add.reduceat(np.add.reduceat(planes, rows, axis=0), columns, axis=1)
+        shares.append(counts / (len(slab) * np.outer(heights, widths)))
+    return np.stack(shares)
 
 
 def _triple(shape: tuple[int, ...]) -> Triple:
@@ -175,6 +178,11 @@ class StoreWriter:
     Leaving the block without a commit removes what was written. A process that is killed
     leaves a hidden folder whose name holds ``.tmp-``; `clear_leftovers` removes it. A lock on
     the group's file in it, which ends with the process, tells a leftover from work in progress.
+
+    What has the store's name is whole at every moment, however many processes write it; the
+    last one to commit wins. A folder cannot take the place of another in one step (POSIX
+    ``rename``), so while an older store is replaced there is a moment with none: who opens it
+    then finds no store, as before the first build, and so does who was killed in that moment.
     """
 
     def __init__(self, path: Path) -> None:
@@ -185,14 +193,16 @@ class StoreWriter:
 
     def __enter__(self) -> StoreWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        while self._group is None:
-            self._temporary = self.path.with_name(
-                f".{self.path.name}{TEMPORARY_MARK}{secrets.token_hex(6)}"
-            )
-            self._temporary.mkdir()
-            # Between these steps another process may take the folder for a leftover.
-            with suppress(FileNotFoundError):
-                self._group = _locked_file(self._temporary / _GROUP_FILE)
+        try:
+            while self._group is None:
+                self._temporary = self._hidden()
+                self._temporary.mkdir()
+                # Between these steps another process may take the folder for a leftover.
+                with suppress(FileNotFoundError):
+                    self._group = _locked_file(self._temporary / _GROUP_FILE)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -262,26 +272,43 @@ class StoreWriter:
         """Write the group's attributes and give the store its name, replacing an older one.
 
         Raises:
-            OSError: the disk is full, or cannot be written.
+            OSError: the disk is full, or cannot be written; an older store stays.
         """
         if self._group is None:
             raise ValueError("commit outside of the with block")
         self._group.write(group_bytes(attributes))
         _flush(self._group)
         sync_folder(self._temporary)
-        old = self._temporary.with_name(f"{self._temporary.name}-old")
-        while not self._committed:
-            try:
-                self._temporary.rename(self.path)
-                self._committed = True
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-                # Another writer of the same store may be as far; whoever is last wins.
-                with suppress(FileNotFoundError):
-                    self.path.rename(old)
-                shutil.rmtree(old, ignore_errors=True)
+        aside: list[Path] = []
+        try:
+            while not self._committed:
+                self._take_name(aside)
+        except BaseException:
+            if aside:
+                with suppress(OSError):
+                    aside[-1].rename(self.path)
+            raise
         sync_folder(self.path.parent)
+        for old in aside:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _take_name(self, aside: list[Path]) -> None:
+        """Give the store its name if that is free; else set aside what has it."""
+        try:
+            self._temporary.rename(self.path)
+            self._committed = True
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            # Another writer of the same store may be as far; whoever is last wins.
+            old = self._hidden("-old")
+            with suppress(FileNotFoundError):
+                self.path.rename(old)
+                aside.append(old)
+
+    def _hidden(self, end: str = "") -> Path:
+        token = secrets.token_hex(6)
+        return self.path.with_name(f".{self.path.name}{TEMPORARY_MARK}{token}{end}")
 
 
 def _locked_file(path: Path) -> BinaryIO:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from prect.cache.build import Outcome, Report
     from prect.cache.plan import Plan
     from prect.cache.profile import Profile
-    from prect.workspace import Workspace
 
 
 class IntensityKind(StrEnum):
@@ -89,6 +88,20 @@ def build_cache(
         bool, typer.Option("--retry-quarantined", help="Try again what failed before.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be built.")] = False,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="Estimate disk, time and memory of the whole build from trial builds of a "
+            "sample; nothing stays on the disk.",
+        ),
+    ] = False,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Volumes of the sample of --plan; 1 %, at least 20 and two a data set."
+        ),
+    ] = None,
     strict: StrictOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -106,9 +119,15 @@ def build_cache(
         raise ManifestError(
             f"nothing has been ingested in {workspace}; run: prect ingest NAME --source DIR"
         )
-    if dry_run:
+    if plan or dry_run:
         plans = [make_plan(name, place, recipe, retry=retry_quarantined) for name in names]
-        _show_plans(plans, recipe, as_json=json)
+        if plan:
+            from prect.cli.planning import plan_build
+
+            count = _worker_count(plans, workers, scheduler)
+            plan_build(plans, workers=count, scheduler=scheduler, sample=sample, as_json=json)
+        else:
+            _show_plans(plans, recipe, as_json=json)
         return
     with (
         interruptible("what is stored stays, run it again to go on"),
@@ -167,8 +186,8 @@ def _worker_count(plans: list[Plan], workers: int | None, scheduler: str | None)
 
     largest = [plan.largest for plan in plans if plan.todo]
     fit = default_workers(largest)
-    if scheduler is not None:
-        return fit
+    if scheduler is not None or not largest:
+        return workers or fit
     needed = max(map(memory_needed, largest))
     if (workers or fit) * needed > available_memory():
         console.print(

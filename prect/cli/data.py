@@ -121,6 +121,9 @@ def status(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = Fa
         table.add_row(entry["dataset"], *(str(entry[name]) for name in numbers), *sizes)
     console.print(table)
     for entry in datasets:
+        if entry["orphans"]:
+            name = entry["dataset"]
+            console.print(f"stores without a usable source: prect remove {name} --orphans")
         codes = entry["codes"] | entry["quarantine_codes"]
         if codes:
             title = f"{entry['dataset']}: not usable, by reason"

@@ -7,11 +7,14 @@ sets are decided together, each time one of them changes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from prect import __version__
 from prect.errors import ManifestError
@@ -63,6 +66,80 @@ def commit(workspace: Workspace, dataset: str, table: pa.Table, card: Card) -> p
         write_sources(workspace.sources(dataset), decided[dataset])
         _write_changes(workspace, others, decided)
     return decided[dataset]
+
+
+def decide_without(
+    workspace: Workspace, dataset: str, cases: Collection[str] | None, *, write: bool
+) -> dict[str, dict[str, int]]:
+    """Decide all data sets as if some volumes of one had never been found.
+
+    What was a copy of them, or gave way to them in a study, may be used after that.
+
+    Args:
+        workspace: the workspace; who writes holds its lock ``manifests``.
+        dataset: the data set that they leave; it may have lost them already, or be gone.
+        cases: ids of the volumes; ``None`` for all of them, and the manifest is left alone.
+        write: take the rows out and write what follows; else only tell.
+
+    Returns:
+        By data set, how many of the rows that stay change their verdict, and how
+        (``duplicate -> accepted``).
+
+    Raises:
+        ManifestError: a manifest is damaged, or a test set that is kept out would be gone.
+    """
+    before = _tables(workspace, without=dataset if cases is None else "")
+    if cases is not None and dataset in before:
+        before[dataset] = _rows_without(before[dataset], cases)
+    policies = {name: _policy(workspace, name) for name in before}
+    decided = resolve(before, policies, excluded_benchmarks(workspace))
+    if write:
+        if cases is not None and dataset in before:
+            whole = read_source_table(workspace.sources(dataset))
+            kept = _rows_without(whole, cases)
+            if len(kept) < len(whole):
+                write_sources(workspace.sources(dataset), kept)
+        _write_changes(workspace, before, decided)
+    changes = {name: _changes(table, decided[name]) for name, table in before.items()}
+    return {name: counts for name, counts in changes.items() if counts}
+
+
+def _rows_without(table: pa.Table, cases: Collection[str]) -> pa.Table:
+    return table.filter(pc.invert(pc.is_in(table["case"], pa.array(sorted(cases), pa.string()))))
+
+
+def _changes(before: pa.Table, after: pa.Table) -> dict[str, int]:
+    pairs = zip(before["verdict"].to_pylist(), after["verdict"].to_pylist(), strict=True)
+    return dict(Counter(f"{old} -> {new}" for old, new in pairs if old != new))
+
+
+def require_test_sets(workspace: Workspace, dataset: str, cases: Collection[str] | None) -> None:
+    """Refuse, before anything is written, to lose a test set that is kept out of pre-training.
+
+    Args:
+        workspace: the workspace.
+        dataset: the data set that volumes leave.
+        cases: ids of the volumes; ``None`` for all of them.
+
+    Raises:
+        ManifestError: a test set would have no rows left, so its copies could no longer be told.
+    """
+    excluded = [name.partition(":") for name in excluded_benchmarks(workspace)]
+    splits = [split for test_set, _, split in excluded if test_set == dataset]
+    if not splits:
+        return
+    left: set[str] = set()
+    if cases is not None:
+        table = read_source_table(workspace.sources(dataset), ["case", "split"])
+        left = {"", *_rows_without(table, cases)["split"].to_pylist()}
+    for split in splits:
+        if split not in left:
+            name = f"{dataset}:{split}" if split else dataset
+            raise ManifestError(
+                f"{name} is kept out of pre-training as a test set; without its rows, copies of it "
+                "in other data sets would be let in unseen. If that is meant, run first: prect "
+                f"ingest --include-benchmark {name}"
+            )
 
 
 def unchanged(workspace: Workspace, before: pa.Table, table: pa.Table, card: Card) -> bool:
@@ -150,19 +227,24 @@ def require_splits(workspace: Workspace, dataset: str, listed: bool) -> None:
 
 
 def record(
-    workspace: Workspace, dataset: str, summary: Mapping[str, Any], taken_away: pa.Table
+    workspace: Workspace,
+    dataset: str,
+    summary: Mapping[str, Any],
+    taken_away: pa.Table,
+    event: str = "ingest",
 ) -> None:
-    """Append one ingest to the history, and the rows that it replaced or found gone.
+    """Append one event to the history, and the rows that it replaced or took away.
 
     Args:
         workspace: the workspace.
         dataset: the data set.
-        summary: counts of the ingest.
+        summary: counts of the ingest, or what the event was.
         taken_away: rows of the manifest of before that the new one does not hold as they were.
+        event: ``ingest``, ``removed``, or ``decided again`` after a removal elsewhere.
     """
     time = datetime.now(UTC).isoformat(timespec="seconds")
     entries: list[dict[str, Any]] = [
-        {"event": "ingest", "time": time, "prect": __version__, **summary}
+        {"event": event, "time": time, "prect": __version__, **summary}
     ]
     kept = [name for name in taken_away.column_names if name not in _FORGOTTEN]
     entries += [
@@ -171,8 +253,17 @@ def record(
     ]
     path = workspace.history(dataset)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(entry) + "\n" for entry in entries)
+    with path.open("a+b") as file:
+        if file.tell() and not _ends_a_line(file):  # cut off by a crash
+            file.write(b"\n")
+        file.write("".join(json.dumps(entry) + "\n" for entry in entries).encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _ends_a_line(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 def _tables(workspace: Workspace, without: str) -> dict[str, pa.Table]:

@@ -19,7 +19,7 @@ from prect.errors import BuildError
 from prect.manifests.stores import CacheRow, QuarantineRow
 
 _PREFIX = ".plan-"
-_KEEPER = "in-use"
+KEEPER = "in-use"
 """File of a trial folder that everyone who works in it has locked."""
 
 
@@ -66,7 +66,7 @@ def trial_folder(cache: Path) -> Iterator[Path]:
     made = [folder for folder in (cache, *cache.parents) if not folder.exists()]
     folder = cache / f"{_PREFIX}{secrets.token_hex(6)}"
     folder.mkdir(parents=True)
-    with (folder / _KEEPER).open("x+b") as keeper:
+    with (folder / KEEPER).open("x+b") as keeper:
         fcntl.flock(keeper, fcntl.LOCK_SH)
         keeper.write(b"open")
         keeper.flush()
@@ -87,7 +87,7 @@ def clear_trials(cache: Path) -> list[Path]:
     cleared = []
     for folder in sorted(cache.glob(f"{_PREFIX}*")):
         # Without a keeper it is being made or removed at this moment.
-        with suppress(FileNotFoundError), (folder / _KEEPER).open("r+b") as keeper:
+        with suppress(FileNotFoundError), (folder / KEEPER).open("r+b") as keeper:
             try:
                 fcntl.flock(keeper, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -104,7 +104,7 @@ def try_out(trial: Trial) -> Measured:
         OSError: the store cannot be written, or the folder is no longer there.
         BuildError: the folder is closed.
     """
-    with (trial.folder / _KEEPER).open("r+b") as keeper:
+    with (trial.folder / KEEPER).open("r+b") as keeper:
         fcntl.flock(keeper, fcntl.LOCK_SH)
         if not keeper.read(1):
             raise BuildError("the trial has ended before this volume")

@@ -1,0 +1,310 @@
+"""What killed processes leave in a workspace, and clearing it.
+
+Everything is written under a hidden name first, so whatever still has one is either being written
+or was given up. A lock or a process id tells which. Half-written stores and trials are locked
+themselves; anything else, such as a store that a removal or a repair has set aside, is told by the
+lock that its writer holds on the workspace or the run for as long as it works.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+from prect.cache.forecast.trial import KEEPER
+from prect.cache.writer import TEMPORARY_MARK, abandoned
+from prect.errors import WorkspaceError
+from prect.files import locked, take_lock
+from prect.manifests.removal import REMOVED_MARK
+from prect.workspace import STORE_SUFFIX, Workspace
+
+_ASIDE = re.compile(
+    rf"\.(?P<case>.+){re.escape(STORE_SUFFIX)}\.(tmp|removed|broken)-[0-9a-f]+(-old)?"
+)
+"""A store that a writer, a removal or a repair has set aside."""
+_TRIALS = re.compile(r"\.plan-[0-9a-f]+")
+"""Stores that build-cache makes to estimate a build."""
+_TEMPORARY = re.compile(r"\.(?P<name>.+?)(\.(?P<process>\d+))?\.tmp")
+_SALT = re.compile(r"\.salt\.[0-9a-f]+\.tmp")
+_SECONDS = 60
+"""Where nothing tells who is at work, nobody has been for longer than this."""
+_MANIFESTS_OF_BUILD = ("cache.parquet", "quarantine.parquet", "profile.json")
+
+
+class Kind(StrEnum):
+    """What a leftover was to be, or had been."""
+
+    WRITING = "half-written store"
+    REMOVED = "removed store"
+    BROKEN = "broken store"
+    TRIALS = "stores on trial"
+    MANIFEST = "half-written manifest"
+    SALT = "half-written salt"
+    RUN = "half-written file of a run"
+
+
+class State(StrEnum):
+    """What becomes of a leftover."""
+
+    FREE = "free"
+    HELD = "held"
+    """A living process works on it."""
+    KEPT = "kept"
+    """It may hold the only copy of something, and goes when that is asked for."""
+    CLEARED = "cleared"
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """One hidden file or folder."""
+
+    path: Path
+    kind: Kind
+    bytes: int
+    state: State
+    lock: Path | None
+    """File outside of it that its writer would hold locked."""
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """Something that was interrupted and can go on, so that it is no leftover."""
+
+    path: Path
+    bytes: int
+    remedy: str
+
+
+def find_leftovers(workspace: Workspace, *, broken: bool = False) -> list[Leftover]:
+    """Everything that a killed process may have left, by path.
+
+    Args:
+        workspace: the workspace.
+        broken: take stores that a repair has set aside for leftovers, too.
+
+    Raises:
+        WorkspaceError: the file system has no locks, so nothing could be told.
+    """
+    found = [
+        *_stores(workspace),
+        *_manifests(workspace),
+        *_salts(workspace),
+        *_of_runs(workspace),
+    ]
+    held = {lock: is_held(lock) for lock in {entry.lock for entry in found} if lock is not None}
+    return sorted(
+        (_judged(entry, held, broken=broken) for entry in found), key=lambda entry: entry.path
+    )
+
+
+def _judged(entry: Leftover, held: dict[Path, bool], *, broken: bool) -> Leftover:
+    if entry.lock is not None and held[entry.lock]:
+        return replace(entry, state=State.HELD)
+    if entry.kind is Kind.BROKEN and not broken:
+        return replace(entry, state=State.KEPT)
+    return entry
+
+
+def clear(
+    found: Sequence[Leftover], on_cleared: Callable[[], None] = lambda: None
+) -> list[Leftover]:
+    """Delete those that are free, each under the lock that its writer would hold.
+
+    So none begins meanwhile; the locks are held no longer than it takes to delete.
+
+    Args:
+        found: of `find_leftovers`.
+        on_cleared: called after each that was deleted.
+
+    Returns:
+        All of them as they are now; those that a process has begun to hold meanwhile are left.
+
+    Raises:
+        OSError: one of them cannot be deleted.
+    """
+    after = [entry for entry in found if entry.state is not State.FREE]
+    groups: dict[Path | None, list[Leftover]] = defaultdict(list)
+    for entry in found:
+        if entry.state is State.FREE:
+            groups[entry.lock].append(entry)
+    for lock, entries in groups.items():
+        with ExitStack() as stack:
+            free = True
+            if lock is not None:
+                try:
+                    stack.enter_context(locked(lock, f"{lock} is held by process {{holder}}"))
+                except WorkspaceError:
+                    free = False
+            for entry in entries:
+                cleared = free and _clear(entry)
+                after.append(replace(entry, state=State.CLEARED if cleared else State.HELD))
+                if cleared:
+                    on_cleared()
+    return sorted(after, key=lambda entry: entry.path)
+
+
+def unfinished(workspace: Workspace) -> list[Unfinished]:
+    """What was interrupted and goes on when it is asked for again."""
+    found = []
+    for folder in _folders(workspace.manifests):
+        journal = folder / "journal"
+        if journal.is_dir():
+            remedy = (
+                f"rows of an ingest that has not ended; the next ingest of {folder.name} goes on"
+            )
+            found.append(Unfinished(journal, size(journal), remedy))
+        for path in sorted(folder.glob(f".*{REMOVED_MARK}*")):
+            remedy = f"a removal that has not ended; run: prect remove {folder.name} --all"
+            found.append(Unfinished(path, size(path), remedy))
+    return found
+
+
+def set_aside(folder: Path) -> dict[str, list[Path]]:
+    """What is hidden of the stores of a data set, by case; sorted."""
+    aside: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if match := _ASIDE.fullmatch(path.name):
+            aside[match["case"]].append(path)
+    return aside
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process holds a lock file; one of another user is taken for held.
+
+    Raises:
+        WorkspaceError: the file system has no locks.
+    """
+    try:
+        with lock.open("r+b") as file:
+            return not take_lock(file, lock, wait=False)
+    except FileNotFoundError:
+        return False
+    except PermissionError:
+        return True
+
+
+def size(path: Path) -> int:
+    """Bytes of a file or link, or of all files below a folder; what goes meanwhile counts none."""
+    total = 0
+    for file in path.rglob("*") if path.is_dir() and not path.is_symlink() else (path,):
+        with suppress(FileNotFoundError):
+            total += file.lstat().st_size if file.is_symlink() or not file.is_dir() else 0
+    return total
+
+
+def delete(path: Path) -> None:
+    """Delete a file, a link, or a folder with all that is in it; nothing if it is gone."""
+    with suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _stores(workspace: Workspace) -> Iterator[Leftover]:
+    build = workspace.lock_file("build-cache")
+    for path in sorted(workspace.cache.glob(".*")):
+        if _TRIALS.fullmatch(path.name):
+            yield from _self_locked(path, Kind.TRIALS)
+    for folder in _folders(workspace.cache):
+        for path in (path for paths in set_aside(folder).values() for path in paths):
+            if TEMPORARY_MARK in path.name:
+                yield from _self_locked(path, Kind.WRITING)
+            else:
+                kind = Kind.REMOVED if REMOVED_MARK in path.name else Kind.BROKEN
+                yield Leftover(path, kind, size(path), State.FREE, build)
+
+
+def _self_locked(path: Path, kind: Kind) -> Iterator[Leftover]:
+    state = State.HELD
+    with suppress(PermissionError), _unused(path, kind) as free:  # or it is another user's
+        state = State.FREE if free else State.HELD
+    if path.exists():  # its writer may have ended since it was listed
+        yield Leftover(path, kind, size(path), state, None)
+
+
+def _manifests(workspace: Workspace) -> Iterator[Leftover]:
+    folders = _folders(workspace.manifests)
+    for folder in (workspace.manifests, *folders, *(folder / "journal" for folder in folders)):
+        for path, name, state in _temporaries(folder):
+            purpose = "build-cache" if name in _MANIFESTS_OF_BUILD else "manifests"
+            if folder.name == "journal":
+                purpose = f"ingest-{folder.parent.name}"
+            yield Leftover(path, Kind.MANIFEST, size(path), state, workspace.lock_file(purpose))
+
+
+def _salts(workspace: Workspace) -> Iterator[Leftover]:
+    for path in sorted(workspace.root.glob(".salt.*")):
+        if _SALT.fullmatch(path.name):
+            state = State.HELD if _is_young(path) else State.FREE
+            yield Leftover(path, Kind.SALT, size(path), state, None)
+
+
+def _of_runs(workspace: Workspace) -> Iterator[Leftover]:
+    for run in _folders(workspace.runs):
+        for folder in (run, run / "checkpoints"):
+            for path, _, state in _temporaries(folder):
+                # A trainer locks this file in the folder of its run.
+                yield Leftover(path, Kind.RUN, size(path), state, run / ".lock")
+
+
+def _temporaries(folder: Path) -> Iterator[tuple[Path, str, State]]:
+    """Files under temporary names, the names they were to have, and whether their writers live."""
+    for path in sorted(folder.glob(".*.tmp")):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is not None and path.is_file():
+            process = match["process"]
+            alive = process is not None and _is_alive(int(process))
+            yield path, match["name"], State.HELD if alive else State.FREE
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.glob("*/") if not path.name.startswith("."))
+
+
+def _clear(entry: Leftover) -> bool:
+    """Delete it, unless somebody has begun to use it; whether it is gone."""
+    with _unused(entry.path, entry.kind) as free:
+        if free:
+            delete(entry.path)
+    return free
+
+
+@contextmanager
+def _unused(path: Path, kind: Kind) -> Iterator[bool]:
+    """Whether no process works in the folder, as far as it is locked itself; so for the block."""
+    if kind is Kind.WRITING:
+        with abandoned(path) as free:
+            yield free
+    elif kind is not Kind.TRIALS:
+        yield True
+    elif (path / KEEPER).exists():
+        with (path / KEEPER).open("r+b") as keeper:
+            yield take_lock(keeper, path, wait=False)
+    else:  # it is being made at this moment, or was when its process was killed
+        yield not _is_young(path)
+
+
+def _is_young(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime < _SECONDS
+    except FileNotFoundError:  # just ended
+        return True
