@@ -79,7 +79,7 @@ class ChunkError(StoreError):
         where = "shard" if chunk is None else f"chunk {chunk}"
         super().__init__(
             f"case {case}, level {level}, {where}: {detail}. "
-            "Delete the store and run build-cache again to rebuild it"
+            "To build it again from its source, run: prect verify --deep --repair"
         )
         self.case = case
         self.level = level

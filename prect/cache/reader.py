@@ -135,7 +135,7 @@ class StoreReader:
         if expected_profile not in (None, self.attributes.profile_digest):
             raise StoreError(
                 f"{self.path} was built with profile {self.attributes.profile_digest}, "
-                f"{expected_profile} is wanted; run build-cache again"
+                f"{expected_profile} is wanted; run prect build-cache or prect verify"
             )
         self.case = self.attributes.case
         self.dataset = self.attributes.dataset

@@ -83,7 +83,7 @@ def _check_stores(workspace: Workspace, table: CacheTable) -> None:
             if reader.attributes.source_digest != table.source_digest[row]:
                 raise StoreError(
                     f"{path} was built from another source than its manifest says; "
-                    f"run: prect build-cache {table.dataset[row]}"
+                    f"run: prect verify {table.dataset[row]}"
                 )
 
 
