@@ -11,20 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
+from measuring import Clock, goal, in_process, machine, memory, phantom, print_goals, spread
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -36,17 +32,8 @@ MEMORY_GOAL = 4.0
 """Peak memory over the int16 volume."""
 EQUAL_GOAL = 0.999
 """Share of voxels within 1 HU of MONAI's."""
-SEED = 7
+PROGRAM = Path(__file__)
 LIBRARIES = ("prect", "monai", "torch", "numpy", "SimpleITK", "nibabel", "isal")
-ONE_THREAD = {
-    name: "1"
-    for name in (
-        "OMP_NUM_THREADS",
-        "MKL_NUM_THREADS",
-        "OPENBLAS_NUM_THREADS",
-        "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -70,19 +57,6 @@ class Run:
 
 
 # What the processes do
-
-
-class Clock:
-    """Seconds of the stages of one pass."""
-
-    def __init__(self) -> None:
-        self.seconds = {"decode": 0.0, "resample": 0.0}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] += time.perf_counter() - start
 
 
 def monai_arm() -> Callable[[Path, Clock], int]:
@@ -171,23 +145,6 @@ def measure(arm: str, path: Path, first: Path) -> dict[str, float]:
     }
 
 
-def memory() -> tuple[int, int]:
-    """Bytes resident now, and at most since this process began.
-
-    Linux counts a parent's pages in ru_maxrss of its child, so its own counters are read.
-    """
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        import resource  # noqa: PLC0415
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        return peak, peak
-    fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-    now, most = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
-    return now, most
-
-
 def compare(path: Path) -> dict[str, float]:
     """prect's interpolation on MONAI's own grid, in HU before the intensities are scaled.
 
@@ -228,36 +185,13 @@ def compare(path: Path) -> dict[str, float]:
 # What the program does
 
 
-def in_process(*arguments: object) -> dict[str, float]:
-    """This program again with ``arguments``; what it writes as its last line."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | ONE_THREAD,
-    )
-    if done.returncode:
-        raise SystemExit(f"{' '.join(map(str, arguments))}\n{done.stderr}")
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
-def phantom(index: int, size: Literal["small", "clinical"], stem: Path) -> Path:
-    """A phantom as ``.nii.gz``."""
-    from prect.phantom import make_case  # noqa: PLC0415
-    from prect.phantom.write import write_case  # noqa: PLC0415
-
-    return write_case(make_case(SEED, index, size=size), stem, "nifti")
-
-
 def run_all(files: Sequence[Path], repeat: int, first: Path, console: Console) -> list[Run]:
     runs = []
     for file in files:
         for number in range(repeat):
             for arm in ARMS:
                 with console.status(f"{file.name}, round {number + 1} of {repeat}, {arm}"):
-                    result = in_process("--arm", arm, "--first", first, "--files", file)
+                    result = in_process(PROGRAM, "--arm", arm, "--first", first, "--files", file)
                 runs.append(
                     Run(
                         arm=arm,
@@ -286,10 +220,6 @@ def ratios(runs: Sequence[Run], arm: str, file: str, figure: str) -> list[float]
 def memory_share(runs: Sequence[Run]) -> float:
     """Median of peak memory over the decoded volume."""
     return median(run.peak_bytes / run.volume_bytes for run in runs)
-
-
-def spread(values: Sequence[float]) -> str:
-    return f"{median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
 
 
 def speed_table(runs: Sequence[Run], files: Sequence[str]) -> Table:
@@ -344,22 +274,6 @@ def goals_of(runs: Sequence[Run], equality: dict[str, dict[str, float]]) -> list
     ]
 
 
-def goal(name: str, file: str, ratio: float, limit: float, most: bool) -> dict[str, Any]:
-    met = ratio <= limit if most else ratio >= limit
-    bound = f"{'<=' if most else '>='} {limit:g}"
-    return {"name": name, "worst": file, "ratio": ratio, "goal": bound, "met": met}
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "system": platform.platform(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in LIBRARIES},
-    }
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--files", type=Path, nargs="+", default=[], help="NIfTI files")
@@ -395,22 +309,19 @@ def main() -> None:
         runs = run_all(files, options.repeat, first, console)
         with console.status("comparing voxels"):
             equality = {
-                file.name: in_process("--arm", "compare", "--files", file) for file in files
+                file.name: in_process(PROGRAM, "--arm", "compare", "--files", file)
+                for file in files
             }
     goals = goals_of(runs, equality)
     console.print(speed_table(runs, [file.name for file in files]))
     console.print(equality_table(equality))
-    for each in goals:
-        verdict = "[green]met[/green]" if each["met"] else "[red]falls short[/red]"
-        console.print(
-            f"{each['name']}: {each['ratio']:.4g} ({each['worst']}), goal {each['goal']}: {verdict}"
-        )
+    print_goals(goals, console)
     if options.json:
         document = {
             "arms": [asdict(run) for run in runs],
             "equality": equality,
             "goals": goals,
-            "machine": machine(),
+            "machine": machine(LIBRARIES),
         }
         options.json.write_text(json.dumps(document, indent=2) + "\n")
 

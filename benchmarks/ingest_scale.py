@@ -16,19 +16,18 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 
 import psutil
+from measuring import BenchmarkError, scratch
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 from rich.console import Console
@@ -48,10 +47,6 @@ PATIENT = "PATIENT-00000000"
 STUDY, SERIES, INSTANCE = (f"1.2.826.0.1.3680043.10.511.{role}.1000000000" for role in (1, 2, 3))
 POSITION = "00000.00"
 NUMBER = "00000007"
-
-
-class BenchmarkError(Exception):
-    """The command failed, or did something else than what is measured here."""
 
 
 @dataclass(frozen=True)
@@ -252,18 +247,6 @@ def _expect(counts: dict[str, int], expected: dict[str, int]) -> None:
         raise BenchmarkError(f"ingest counted {counts}, the tree has {expected}")
 
 
-@contextmanager
-def _scratch(parent: Path | None) -> Iterator[Path]:
-    """A new folder that is removed at the end."""
-    if parent is not None:
-        parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="prect-scale-", dir=parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
-
-
 def _report(rows: Sequence[Row], workers: int) -> dict[str, object]:
     """The figures, and what they were measured on."""
     return {
@@ -308,7 +291,7 @@ def main() -> int:
     rows: list[Row] = []
     for count in options.counts:
         progress.print(f"{count:,} series ...")
-        with _scratch(options.dir) as folder:
+        with scratch(options.dir) as folder:
             rows.append(measure(count, options.slices, folder, options.workers))
     if options.json:
         sys.stdout.write(json.dumps(_report(rows, options.workers), indent=2) + "\n")

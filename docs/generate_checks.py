@@ -48,7 +48,7 @@ What follows from a check that does not pass is its effect:
 | reject | the volume is rejected with this code |
 | warn | the code joins `warnings`; a volume without a rejection is warned |
 | duplicate, exclude | the verdict of the same name |
-| quarantine | found by `build-cache` in a volume that ingest accepted; it gets no store |
+| quarantine | found by `build-cache` or `verify` in a volume that was accepted; it has no store |
 
 ## Setting limits
 
@@ -79,6 +79,7 @@ _FAMILIES = {
     "duplicate": "Duplicates",
     "leakage": "Benchmarks",
     "build": "Building stores",
+    "store": "Stores, found by verify",
 }
 
 

@@ -15,6 +15,7 @@ from multiprocessing import resource_tracker
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from prect import __version__
 from prect.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ def cluster(
         dashboard_address: ``host:port`` of the local cluster's dashboard; port 0 is any.
 
     Raises:
-        ClusterError: the scheduler cannot be reached, or has no workers.
+        ClusterError: the scheduler cannot be reached, has no workers, or they do not have this
+            release of prect.
     """
     # Here and below: half a second that an ingest of unchanged files can do without.
     import dask  # noqa: PLC0415
@@ -62,6 +64,7 @@ def cluster(
                     client.wait_for_workers(1, timeout=_WORKERS_WITHIN)
                 except TimeoutError:
                     raise _no_workers() from None
+                _require_same_release(client)
                 yield client
         return
     settings = {
@@ -91,6 +94,32 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+def _require_same_release(client: Client) -> None:
+    """Jobs would end workers that cannot read them, and stores tell which release made them.
+
+    Workers that join later are not asked.
+
+    Raises:
+        ClusterError: the scheduler or a worker has another release of prect, or none.
+    """
+    found: dict[str, object] = dict(client.run(_release, on_error="return"))
+    try:
+        found["the scheduler"] = client.run_on_scheduler(_release)
+    except Exception as error:  # whatever its import raises there
+        found["the scheduler"] = error
+    for place, answer in found.items():
+        if answer != __version__ and not isinstance(answer, OSError):  # which has gone since
+            has = f"prect {answer}" if isinstance(answer, str) else f"no prect ({answer})"
+            raise ClusterError(
+                f"{place} has {has}; install prect {__version__} where the scheduler and its "
+                "workers run"
+            )
+
+
+def _release() -> str:
+    return __version__
 
 
 def _local(workers: int, dashboard_address: str) -> LocalCluster:
@@ -291,8 +320,15 @@ def _next_done(done: SimpleQueue[Future[Any]], client: Client) -> Future[Any]:
 
 
 def _worker_count(client: Client) -> int:
+    """Workers there are now; local ones that are missing are started again."""
     with _scheduler_needed(client):
-        return len(client.nthreads(callback_timeout=_WORKERS_WITHIN))
+        count = len(client.nthreads(callback_timeout=_WORKERS_WITHIN))
+    local: Any = client.cluster
+    if local is not None and count < len(local.worker_spec):
+        # Dask gives up a worker that is not there some time after it died, which may be since it
+        # has died once more; those that it is about to start are not affected.
+        local.scale(len(local.worker_spec))
+    return count
 
 
 @contextmanager

@@ -18,10 +18,10 @@ PACKAGE = REPOSITORY / "prect"
 TABLE = PACKAGE / "manifests" / "codes"
 FAMILIES = (
     "file|nifti|metaimage|nrrd|dicom|geometry|hu|content|volume|build|list|card|duplicate|leakage"
-    "|selection"
+    "|selection|store"
 )
 CODE = re.compile(rf"(?:{FAMILIES})\.[a-z_0-9]+")
-MAKERS = {"VolumeError", "passed", "failed", "quarantine"}
+MAKERS = {"VolumeError", "passed", "failed", "quarantine", "Fault"}
 SUFFIX = re.compile(r".*\.(?:py|yaml|json|jsonl|csv|txt|dcm|nii|gz|mha|parquet)")
 """Names of files such as ``list.json`` look like codes and are none."""
 

@@ -156,6 +156,7 @@ def _write(job: Job, volume: Volume, harmonised: Harmonised) -> None:
             storage.levels,
             profile.intensity,
             grid.body_threshold_hu,
+            profile.coarse_codec,
         )
         i, j, k = (round(float(s), 6) for s in spacing_of(volume.affine))
         attributes = StoreAttributes(
@@ -181,7 +182,6 @@ def _write(job: Job, volume: Volume, harmonised: Harmonised) -> None:
             body_box=BodyBox(offset=harmonised.box_offset, full_shape=harmonised.full_shape),
             hu_percentiles=_percentiles(harmonised.voxels),
             intensity=profile.intensity,
-            codec=profile.codec,
             levels=levels,
             software={
                 "prect": __version__,

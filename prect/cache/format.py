@@ -48,8 +48,8 @@ class Codec(_Frozen):
     """Bytes that are compressed as one; 0 lets blosc choose."""
 
 
-HU_CODEC = Codec(cname="lz4hc", clevel=5, shuffle="shuffle")
-WINDOW_CODEC = Codec(cname="zstd", clevel=5, shuffle="noshuffle")
+FAST_CODEC = Codec(cname="lz4hc", clevel=6, shuffle="shuffle")
+DENSE_CODEC = Codec(cname="zstd", clevel=5, shuffle="shuffle")
 
 
 class Storage(_Frozen):
@@ -57,12 +57,12 @@ class Storage(_Frozen):
 
     levels: int = Field(default=3, ge=1, le=5)
     """Resolution levels; each has twice the spacing of the one before."""
-    chunk: tuple[PositiveInt, PositiveInt, PositiveInt] = (32, 32, 32)
+    chunk: tuple[PositiveInt, PositiveInt, PositiveInt] = (16, 48, 48)
     """Voxels of an inner chunk, (z, y, x)."""
-    codec: Codec = HU_CODEC
-    """Of int16 HU."""
-    window_codec: Codec = WINDOW_CODEC
-    """Of the uint8 codes of a window."""
+    codec: Codec = FAST_CODEC
+    """Of level 0 of HU as they are, where training reads most: it decodes fastest."""
+    dense_codec: Codec = DENSE_CODEC
+    """Of coarser levels, which are read seldom, of HU in steps and of windows: it is smallest."""
 
 
 class LevelAttributes(_Frozen):
@@ -76,6 +76,7 @@ class LevelAttributes(_Frozen):
     """Millimetres, (z, y, x)."""
     chunk: Triple
     """Voxels of an inner chunk, (z, y, x)."""
+    codec: Codec
     shard_bytes: int
     shard_digest: str
     """BLAKE2b-128 of the shard file, hexadecimal."""
@@ -130,7 +131,6 @@ class StoreAttributes(_Frozen):
     hu_percentiles: dict[str, int]
     """HU at the percentiles 0.5, 5, 50, 95 and 99.5 of the stored voxels."""
     intensity: Intensity
-    codec: Codec
     levels: tuple[LevelAttributes, ...]
     software: dict[str, str]
     digest: str = NO_DIGEST

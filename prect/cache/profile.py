@@ -38,9 +38,14 @@ class Profile(BaseModel):
 
     @property
     def codec(self) -> Codec:
-        """Compression of what the intensity stores."""
-        windowed = self.intensity.kind == "window"
-        return self.storage.window_codec if windowed else self.storage.codec
+        """Compression of level 0."""
+        plain = self.intensity == Intensity()
+        return self.storage.codec if plain else self.storage.dense_codec
+
+    @property
+    def coarse_codec(self) -> Codec:
+        """Compression of the other levels."""
+        return self.storage.dense_codec
 
     def stored_as(
         self, kind: str | None = None, step: int | None = None, low_pass: bool | None = None

@@ -144,7 +144,6 @@ class StoreReader:
             Level(level.shape, level.spacing, level.chunk) for level in self.attributes.levels
         )
         self._intensity = self.attributes.intensity
-        self._table = None if self._intensity.kind == "hu" else self._intensity.table()
         self._shards: dict[int, _Shard] = {}
         self._scratch: dict[Triple, NDArray[Any]] = {}
 
@@ -211,8 +210,7 @@ class StoreReader:
                 begin, end = max(p * c, a), min((p + 1) * c, b)
                 target.append(slice(begin - s, end - s))
                 origin.append(slice(begin - p * c, end - p * c))
-            voxels = scratch[tuple(origin)]
-            out[tuple(target)] = voxels if self._table is None else self._table[voxels]
+            self._intensity.decode_into(scratch[tuple(origin)], out[tuple(target)])
 
     @staticmethod
     def _prefetch(shard: _Shard, needed: list[Triple]) -> None:

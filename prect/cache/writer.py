@@ -222,6 +222,7 @@ class StoreWriter:
         count: int,
         intensity: Intensity | None = None,
         body_hu: int = BODY_HU,
+        coarse_codec: Codec | None = None,
     ) -> tuple[LevelAttributes, ...]:
         """Write ``count`` levels, each the pooled one before.
 
@@ -229,10 +230,11 @@ class StoreWriter:
             volume: (z, y, x) int16 HU of level 0.
             spacing: millimetres of level 0, (z, y, x).
             chunk: voxels of an inner chunk, (z, y, x).
-            codec: compression of the inner chunks.
+            codec: compression of the inner chunks of level 0.
             count: number of levels, 1 or more.
             intensity: what is stored of the HU; all of it when left out.
             body_hu: HU above which a voxel counts as body in the occupancy.
+            coarse_codec: compression of the other levels; as of level 0 when left out.
 
         Raises:
             OSError: the disk is full, or cannot be written.
@@ -242,6 +244,7 @@ class StoreWriter:
         for number in range(count):
             if number:
                 volume = pool(volume)
+                codec = coarse_codec or codec
             shape = _triple(volume.shape)
             folder = self._temporary / str(number)
             folder.mkdir()
@@ -260,6 +263,7 @@ class StoreWriter:
                     shape=shape,
                     spacing=(z, y, x),
                     chunk=chunk,
+                    codec=codec,
                     shard_bytes=shard_bytes,
                     shard_digest=shard_digest,
                     array_digest=file_digest(document),
@@ -336,7 +340,7 @@ def abandoned(folder: Path) -> Iterator[bool]:
     try:
         file = path.open("r+b")
     except FileNotFoundError:
-        # Its writer died before it made the file; one that lives will notice, and start again.
+        # Its writer died before it made the file, or who removed it did after that.
         yield True
         return
     with file:
@@ -353,14 +357,25 @@ def clear_leftovers(folder: Path) -> list[Path]:
 
     A folder whose writer still lives is left alone.
     """
-    cleared = []
-    for leftover in leftovers(folder):
-        with abandoned(leftover) as free:
-            if free:
-                with suppress(FileNotFoundError):  # another process clears it too
-                    shutil.rmtree(leftover)
-                cleared.append(leftover)
-    return cleared
+    return [leftover for leftover in leftovers(folder) if remove_leftover(leftover)]
+
+
+def remove_leftover(folder: Path) -> bool:
+    """Remove a temporary store, unless a living process writes it; whether it is gone."""
+    try:
+        # If it is empty, who is about to write into it will notice, and start again.
+        folder.rmdir()
+        return True
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    with abandoned(folder) as free:
+        if free:
+            with suppress(FileNotFoundError):  # another process clears it too
+                shutil.rmtree(folder)
+        return free
 
 
 def store_bytes(path: Path) -> int:

@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from prect import __version__
-from prect.cli import build, data, datasets, ingest, stores, training
+from prect.cli import build, data, datasets, ingest, stores, training, verify
 from prect.cli.console import ExitCode, console
 from prect.errors import PrectError
 
@@ -41,6 +41,7 @@ app.command("phantom")(data.phantom)
 app.add_typer(datasets.app, name="datasets")
 app.command("ingest")(ingest.ingest)
 app.command("build-cache")(build.build_cache)
+app.command("verify")(verify.verify)
 app.command("export-nifti")(stores.export_nifti)
 app.command("remove")(stores.remove)
 app.command("gc")(stores.gc)

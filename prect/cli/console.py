@@ -10,7 +10,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from typing import Annotated, Any
 
@@ -141,7 +141,9 @@ def graceful(what: str) -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
-        console.print(f"stopping: {what} is finished first; press Ctrl-C again to stop at once")
+        # Where the signal cuts into a write to the same stream, the message cannot be shown.
+        with suppress(RuntimeError):
+            console.print(f"stopping: {what} is finished first; press Ctrl-C again to stop at once")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -58,7 +58,6 @@ def write_store(
             body_box=BodyBox(offset=(0, 0, 0), full_shape=volume.shape),
             hu_percentiles={},
             intensity=intensity,
-            codec=codec,
             levels=written,
             software={},
         )

@@ -64,7 +64,6 @@ def write_toy_store(
                 body_box=BodyBox(offset=(0, 0, 0), full_shape=(nz, ny, nx)),
                 hu_percentiles={},
                 intensity=Intensity(),
-                codec=Codec(),
                 levels=levels,
                 software={},
             )

@@ -14,7 +14,7 @@ class Effect(StrEnum):
     DUPLICATE = "duplicate"
     EXCLUDE = "exclude"
     QUARANTINE = "quarantine"
-    """Found by build-cache, in a volume that ingest accepted."""
+    """Found by build-cache or verify, in a volume that ingest accepted."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,316 @@
+"""Mending what verify found: stores from their sources, rows from the stores.
+
+A store is replaced by a rename, or set aside by one, before any manifest says so; rows follow
+from the stores. Killed at any point, the same repair run again ends in the same state.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from distributed import Client
+from pydantic import ValidationError
+
+from prect.cache.build import run_jobs
+from prect.cache.convert import Job, stored_row
+from prect.cache.inventory import Listing, Manifest
+from prect.cache.plan import usable_jobs
+from prect.cache.profile import Profile
+from prect.cache.validate import read_attributes, unexpected_files
+from prect.cache.verify import BROKEN_MARK, Broken, Kind, Verification
+from prect.cache.writer import clear_leftovers
+from prect.errors import BuildError
+from prect.files import sync_folder
+from prect.manifests.stores import (
+    CACHE_SCHEMA,
+    CacheRow,
+    QuarantineRow,
+    cache_table,
+    read_quarantine,
+    write_cache_table,
+    write_quarantine,
+)
+from prect.workspace import Workspace
+
+
+class Remedy(StrEnum):
+    """What there is to do about a store with faults."""
+
+    REBUILD = "rebuild"
+    SET_ASIDE = "set aside"
+    """There is nothing to build it from: it gets a hidden name, and its volume is quarantined."""
+    TIDY = "tidy"
+    """It is whole but for files that do not belong: these are put aside."""
+    ROW = "row"
+    """It is whole: its row is written."""
+    LEAVE = "leave"
+
+
+class Result(StrEnum):
+    """What became of a store with faults."""
+
+    REPAIRED = "repaired"
+    SET_ASIDE = "set aside"
+    LEFT = "left as it is"
+
+
+def remedy(broken: Broken, listing: Listing) -> Remedy:
+    """What a repair tries first."""
+    if broken.kind in (Kind.OTHER_VERSION, Kind.UNCHECKED):
+        return Remedy.LEAVE
+    if broken.kind is Kind.DRIFTED:
+        return Remedy.ROW
+    if broken.codes == {"store.unexpected_file"}:
+        return Remedy.TIDY
+    origins = listing.expected.origins
+    usable = origins is not None and broken.case in origins
+    return Remedy.REBUILD if usable else Remedy.SET_ASIDE
+
+
+@dataclass
+class Repair:
+    """What a repair did with one data set."""
+
+    found: Verification
+    results: dict[str, Result] = field(default_factory=dict)
+    """By case."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """By case, why a store could not be built again."""
+    rows: list[CacheRow] = field(default_factory=list)
+    quarantine: list[QuarantineRow] = field(default_factory=list)
+    manifest_written: bool = False
+
+    @property
+    def sound(self) -> bool:
+        """Whether all that was broken is repaired."""
+        listed = self.found.listing.manifest in (Manifest.WHOLE, Manifest.NONE)
+        return (listed or self.manifest_written) and all(
+            self.results.get(broken.case) is Result.REPAIRED for broken in self.found.broken
+        )
+
+    @property
+    def counts(self) -> dict[Result, int]:
+        """Number of stores with each result; they add up to the broken ones."""
+        results = [self.results.get(broken.case, Result.LEFT) for broken in self.found.broken]
+        return {result: results.count(result) for result in Result}
+
+
+Progress = Callable[[], None]
+
+
+def repair(
+    found: Verification,
+    workspace: Workspace,
+    client: Client | None,
+    *,
+    rebuild_manifest: bool = False,
+    on_result: Progress = lambda: None,
+    stop: Callable[[], bool] | None = None,
+) -> Repair:
+    """Mend what is broken in one data set, then write its manifests.
+
+    Args:
+        found: of `prect.cache.verify.verify`, with rows collected; the caller has held the
+            workspace's build lock since before.
+        workspace: where the data set lies.
+        client: Dask client; may be ``None`` when nothing is to be built.
+        rebuild_manifest: write every row from its store, not only those that differ.
+        on_result: called after each store.
+        stop: asked before each store that is built; once it says yes, no other is begun.
+
+    Raises:
+        ManifestError: the quarantine is damaged.
+        OSError: a store cannot be written; what was repaired before stays.
+        BuildError: there is something to build and no client.
+    """
+    listing = found.listing
+    done = Repair(found)
+    before = read_quarantine(workspace.quarantine(_name(listing)))
+    to_build: dict[str, Broken] = {}
+    clear_leftovers(listing.folder)
+    try:
+        for broken in found.broken:
+            action = remedy(broken, listing)
+            if action is Remedy.REBUILD:
+                to_build[broken.case] = broken
+                continue
+            if action is Remedy.TIDY:
+                _put_extra_aside(broken.store)
+                _store_is_right(stored_row(broken.store), done)
+            elif action is Remedy.ROW and broken.row is not None:
+                _store_is_right(broken.row, done)
+            elif action is Remedy.SET_ASIDE:
+                _set_aside(broken, done, _without_source(broken, listing))
+            on_result()
+        for job, outcome in _rebuilt(to_build, listing, workspace, client, stop):
+            broken = to_build[job.source.case]
+            if isinstance(outcome, CacheRow):
+                _store_is_right(outcome, done)
+            else:
+                _set_aside(broken, done, outcome)
+            on_result()
+    finally:
+        _write(done, before, workspace, rebuild_manifest=rebuild_manifest)
+    found.count_surroundings()
+    return done
+
+
+def rebuild_manifest(found: Verification, workspace: Workspace) -> Repair:
+    """Write the cache manifest of a data set from its whole stores; nothing else is touched.
+
+    Args:
+        found: of `prect.cache.verify.verify`, with rows collected; the caller has held the
+            workspace's build lock since before.
+        workspace: where the data set lies.
+    """
+    write_cache_table(workspace.cache_manifest(_name(found.listing)), _all_rows(found))
+    drifted = [broken.case for broken in found.broken if broken.kind is Kind.DRIFTED]
+    results = dict.fromkeys(drifted, Result.REPAIRED)
+    return Repair(found, results, manifest_written=True)
+
+
+def _name(listing: Listing) -> str:
+    if listing.dataset is None:
+        raise BuildError(f"{listing.outside} lies outside of a workspace and cannot be repaired")
+    return listing.dataset
+
+
+def _store_is_right(row: CacheRow, done: Repair) -> None:
+    done.rows.append(row)
+    done.results[row.case] = Result.REPAIRED
+
+
+def _put_extra_aside(store: Path) -> None:
+    """Move what does not belong to a store out of it: a user may have put it there."""
+    attributes = read_attributes(store)
+    if attributes is not None:
+        levels = [level.path for level in attributes.levels]
+    else:  # what could be a level goes with the store
+        levels = [entry.name for entry in store.iterdir() if entry.name.isdigit()]
+    extra = unexpected_files(store, levels)
+    if not extra:
+        return
+    aside = _hidden(store)
+    aside.mkdir()
+    for name in extra:
+        (aside / name).parent.mkdir(exist_ok=True)
+        (store / name).rename(aside / name)
+    sync_folder(store)
+
+
+def _without_source(broken: Broken, listing: Listing) -> QuarantineRow:
+    """The row of a volume that is not usable any more, or whose source nothing tells of.
+
+    It names neither source nor profile, so that a build tries the volume when it is usable again.
+    """
+    fault = broken.faults[0]
+    why = "has no source manifest" if listing.expected.origins is None else "is not usable any more"
+    reason = f"the store is broken ({fault.detail}), and the volume {why}"
+    return QuarantineRow(_name(listing), broken.case, "", "", fault.code, reason)
+
+
+def _set_aside(broken: Broken, done: Repair, row: QuarantineRow) -> None:
+    """Hide a store that cannot be built again; it stays on disk."""
+    if _exists(broken.store):
+        broken.store.rename(_hidden(broken.store))
+        sync_folder(broken.store.parent)
+    done.quarantine.append(row)
+    done.results[broken.case] = Result.SET_ASIDE
+    done.reasons[broken.case] = f"{row.code}: {row.reason}"
+
+
+def _hidden(store: Path) -> Path:
+    return store.with_name(f".{store.name}{BROKEN_MARK}{secrets.token_hex(6)}")
+
+
+def _exists(store: Path) -> bool:
+    """Whether there is anything of that name, be it a link that leads nowhere."""
+    return store.is_symlink() or store.exists()
+
+
+def _rebuilt(
+    to_build: dict[str, Broken],
+    listing: Listing,
+    workspace: Workspace,
+    client: Client | None,
+    stop: Callable[[], bool] | None,
+) -> Iterator[tuple[Job, CacheRow | QuarantineRow]]:
+    """Build stores again in their place, and say what came of each."""
+    if not to_build:
+        return
+    if client is None:
+        raise BuildError("there are stores to build again and no Dask client")
+    for store in (broken.store for broken in to_build.values()):
+        if store.is_dir() and not store.is_symlink():
+            _put_extra_aside(store)
+        elif _exists(store):  # nothing but a folder gives way to a folder
+            store.rename(_hidden(store))
+    yield from run_jobs(_jobs(to_build, listing, workspace), client, stop)
+
+
+def _jobs(to_build: dict[str, Broken], listing: Listing, workspace: Workspace) -> Iterator[Job]:
+    """Jobs with the profile of the data set, else with the one that each store names."""
+    by_profile: dict[str, list[str]] = defaultdict(list)
+    profiles: dict[str, Profile] = {}
+    known = listing.expected.profile
+    sibling = None if known else _profile_of_a_sibling(listing)
+    for case, broken in to_build.items():
+        profile = known or _profile_of(broken.store) or sibling
+        if profile is not None:
+            profiles[profile.digest] = profile
+            by_profile[profile.digest].append(case)
+    for digest, cases in by_profile.items():
+        yield from usable_jobs(_name(listing), workspace, profiles[digest], cases)
+
+
+def _profile_of(store: Path) -> Profile | None:
+    """The profile that a store names, if that can be trusted and this release knows it."""
+    attributes = read_attributes(store)
+    try:
+        return None if attributes is None else Profile.model_validate(attributes.profile)
+    except ValidationError:
+        return None
+
+
+def _profile_of_a_sibling(listing: Listing) -> Profile | None:
+    found = (_profile_of(listing.store(case)) for case in listing.cases)
+    return next((profile for profile in found if profile is not None), None)
+
+
+def _all_rows(found: Verification) -> pa.Table:
+    return pa.concat_tables([CACHE_SCHEMA.empty_table(), *found.tables]).combine_chunks()
+
+
+def _without(table: pa.Table, cases: Sequence[str]) -> pa.Table:
+    return table.filter(pc.invert(pc.is_in(table["case"], pa.array(cases, pa.string()))))
+
+
+def _write(
+    done: Repair, before: list[QuarantineRow], workspace: Workspace, *, rebuild_manifest: bool
+) -> None:
+    """Write the manifests, those that change: first why rows go, then the rows."""
+    found = done.found
+    dataset = _name(found.listing)
+    right = {row.case for row in done.rows}
+    quarantine = {row.case: row for row in before if row.case not in right}
+    quarantine.update({row.case: row for row in done.quarantine})
+    if list(quarantine.values()) != before:
+        write_quarantine(workspace.quarantine(dataset), quarantine.values())
+    whole = found.listing.manifest is Manifest.WHOLE and not rebuild_manifest
+    gone = [case for case, result in done.results.items() if result is Result.SET_ASIDE]
+    if whole and not right and not gone:
+        return
+    table = found.listing.table if whole else _all_rows(found)
+    rows = [row for row in done.rows if found.listing.expected.lists(row)]
+    table = pa.concat_tables([_without(table, [*right, *gone]), cache_table(rows)])
+    if not whole and not len(table) and found.listing.manifest is Manifest.NONE:
+        return
+    write_cache_table(workspace.cache_manifest(dataset), table.combine_chunks())
+    done.manifest_written = True
