@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 PRECT := $(BIN)/prect
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-slow lint format docs benchmark-harmonise benchmark-ingest clean
+.PHONY: help setup demo test test-slow lint format docs benchmark-harmonise benchmark-layout \
+	benchmark-build benchmark-ingest clean
 
 help:
 	@echo "make setup   virtual environment with prect and everything it needs"
@@ -15,6 +16,8 @@ help:
 	@echo "make lint    ruff and mypy"
 	@echo "make docs    write the generated pages of docs/ again"
 	@echo "make benchmark-harmonise   harmonisation against MONAI's chain, one core"
+	@echo "make benchmark-layout      bytes and speed of chunks and codecs (ten minutes)"
+	@echo "make benchmark-build       stores against MONAI's cache: bytes, speed, memory (quarter of an hour)"
 	@echo "make benchmark-ingest      ingest of 1,000, 10,000 and 100,000 series (half an hour)"
 
 setup: $(STAMP)
@@ -63,6 +66,12 @@ docs: setup
 
 benchmark-harmonise: setup
 	$(BIN)/python benchmarks/harmonise.py
+
+benchmark-layout: setup
+	$(BIN)/python benchmarks/layout.py
+
+benchmark-build: setup
+	$(BIN)/python benchmarks/build.py
 
 benchmark-ingest: setup
 	$(BIN)/python benchmarks/ingest_scale.py
