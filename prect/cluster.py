@@ -25,6 +25,8 @@ _JOBS_AHEAD = 2
 """Jobs in the scheduler for each worker: one at work, one waiting."""
 _DEATHS_ALLOWED = 1
 """A job whose worker dies is tried once more."""
+_GIVEN_UP_AFTER = "5 minutes"
+"""A local worker that is not there so long after it died will not be started again by itself."""
 _WORKERS_WITHIN = 60
 """Seconds that a scheduler may have no worker, or not answer, before it is given up."""
 _LOOK_EVERY = 5
@@ -69,6 +71,7 @@ def cluster(
         return
     settings = {
         "distributed.scheduler.allowed-failures": _DEATHS_ALLOWED,
+        "distributed.deploy.lost-worker-timeout": _GIVEN_UP_AFTER,
         # A volume is one task: moving it between workers gains nothing.
         "distributed.scheduler.work-stealing": False,
     }
@@ -161,7 +164,7 @@ def _start_tracker() -> None:
 def _kill_workers(local: LocalCluster) -> None:
     """End local workers at once; those that are asked to end have several seconds."""
     for nanny in local.workers.values():
-        nanny.auto_restart = False
+        nanny.close_gracefully()  # so that it starts no other
         if nanny.pid is not None:
             with suppress(ProcessLookupError):
                 os.kill(nanny.pid, signal.SIGKILL)
@@ -209,7 +212,7 @@ def dashboard(client: Client) -> str | None:
     """Address of the cluster's live dashboard; ``None`` where bokeh, which draws it, is missing."""
     if importlib.util.find_spec("bokeh") is None:
         return None
-    if "dashboard" not in client.scheduler_info(n_workers=0)["services"]:
+    if "dashboard" not in client.scheduler_info()["services"]:
         return None
     link: str = client.dashboard_link
     return link
@@ -297,26 +300,44 @@ def _result(future: Future[Any], client: Client) -> Any:
     """What a job returned; ``None`` when its worker died every time."""
     from distributed.scheduler import KilledWorker  # noqa: PLC0415
 
-    if future.status == "error":  # of the job, not of the way to its result
+    watch = _Watch(client)
+    while True:
         try:
-            return future.result()
+            # Its worker may have died since it ended; then it is done again first.
+            return future.result(timeout=_LOOK_EVERY)
         except KilledWorker:
             return None
-    with _scheduler_needed(client):
-        return future.result()
+        except Exception as error:
+            if future.status == "error":  # of the job
+                raise
+            if not isinstance(error, TimeoutError):
+                raise _gone() from error
+            watch.look()
 
 
 def _next_done(done: SimpleQueue[Future[Any]], client: Client) -> Future[Any]:
-    """The next job that ends; an error once there has been nobody to work for a minute."""
-    workers_seen = time.monotonic()
+    """The next job that ends."""
+    watch = _Watch(client)
     while True:
         try:
             return done.get(timeout=_LOOK_EVERY)
         except Empty:
-            if _worker_count(client):
-                workers_seen = time.monotonic()
-            elif time.monotonic() - workers_seen > _WORKERS_WITHIN:
-                raise _no_workers() from None
+            watch.look()
+
+
+class _Watch:
+    """Looks after the workers while nothing ends."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.seen = time.monotonic()
+
+    def look(self) -> None:
+        """Raise ClusterError when there has been no worker for too long."""
+        if _worker_count(self.client):
+            self.seen = time.monotonic()
+        elif time.monotonic() - self.seen > _WORKERS_WITHIN:
+            raise _no_workers()
 
 
 def _worker_count(client: Client) -> int:
@@ -325,8 +346,8 @@ def _worker_count(client: Client) -> int:
         count = len(client.nthreads(callback_timeout=_WORKERS_WITHIN))
     local: Any = client.cluster
     if local is not None and count < len(local.worker_spec):
-        # Dask gives up a worker that is not there some time after it died, which may be since it
-        # has died once more; those that it is about to start are not affected.
+        # Dask gives up a worker that is not there some time after it died, be it since it has
+        # died once more. Those that are being started are not affected.
         local.scale(len(local.worker_spec))
     return count
 

@@ -34,7 +34,7 @@ from prect.workspace import Workspace
 __all__ = ["Outcome", "Plan", "Report", "build", "make_plan", "run_jobs"]
 
 _MANIFEST_EVERY = 500
-"""Volumes after which the manifests are written in mid-build."""
+"""Volumes, at least, after which the manifests are written in mid-build."""
 
 Outcome = CacheRow | QuarantineRow
 Progress = Callable[[Outcome], None]
@@ -153,13 +153,17 @@ def _build_volumes(
 ) -> None:
     """Build what there is to do; when a manifest cannot be written, finish what is in flight."""
     failed: list[OSError] = []
+    due = len(report.quarantine) + _MANIFEST_EVERY
 
     def halted() -> bool:
         return bool(failed) or (stop is not None and stop())
 
     for _, outcome in run_jobs(report.plan.jobs(), client, halted):
         report.add(outcome)
-        if (report.built + len(report.quarantine)) % _MANIFEST_EVERY == 0 and not failed:
+        done = report.built + len(report.quarantine)
+        if done >= due and not failed:
+            # Each time the whole is written; ever more rarely, so that this stays a small part.
+            due = done + max(_MANIFEST_EVERY, done // 10)
             try:
                 report.write()
             except OSError as error:
@@ -210,11 +214,13 @@ def _save(report: Report, error: BaseException) -> None:
     """Leave a build that ends early in order, as far as that is possible."""
     workspace, dataset = report.plan.workspace, report.plan.dataset
     try:
-        clear_leftovers(workspace.dataset_cache(dataset))
+        clear_leftovers(workspace.dataset_cache(dataset))  # which may make room
+    except OSError as second:
+        error.add_note(f"what was half written could not be removed ({second.strerror or second})")
+    try:
         report.write()
     except OSError as second:
-        reason = second.strerror or second
-        error.add_note(f"the manifest could not be written ({reason}); the next build does it")
+        error.add_note(f"the manifest could not be written ({second.strerror or second})")
 
 
 def _stopped(error: OSError, report: Report) -> BuildError:

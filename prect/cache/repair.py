@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from prect.cache.inventory import Listing, Manifest
 from prect.cache.plan import usable_jobs
 from prect.cache.profile import Profile
 from prect.cache.validate import read_attributes, unexpected_files
-from prect.cache.verify import BROKEN_MARK, Broken, Kind, Verification
+from prect.cache.verify import BROKEN_MARK, Broken, Kind, Verification, verify
 from prect.cache.writer import clear_leftovers
 from prect.errors import BuildError
 from prect.files import sync_folder
@@ -149,13 +149,15 @@ def repair(
             elif action is Remedy.SET_ASIDE:
                 _set_aside(broken, done, _without_source(broken, listing))
             on_result()
-        for job, outcome in _rebuilt(to_build, listing, workspace, client, stop):
-            broken = to_build[job.source.case]
+        rebuilt = []
+        for job, outcome in _rebuilt(to_build, done, workspace, client, stop):
             if isinstance(outcome, CacheRow):
                 _store_is_right(outcome, done)
+                rebuilt.append(outcome.case)
             else:
-                _set_aside(broken, done, outcome)
+                _set_aside(to_build[job.source.case], done, outcome)
             on_result()
+        _check_again(rebuilt, done, client)
     finally:
         _write(done, before, workspace, rebuild_manifest=rebuild_manifest)
     found.count_surroundings()
@@ -237,7 +239,7 @@ def _exists(store: Path) -> bool:
 
 def _rebuilt(
     to_build: dict[str, Broken],
-    listing: Listing,
+    done: Repair,
     workspace: Workspace,
     client: Client | None,
     stop: Callable[[], bool] | None,
@@ -247,27 +249,50 @@ def _rebuilt(
         return
     if client is None:
         raise BuildError("there are stores to build again and no Dask client")
-    for store in (broken.store for broken in to_build.values()):
+    profiles = _profiles(to_build, done)
+    for store in (to_build[case].store for cases in profiles.values() for case in cases):
         if store.is_dir() and not store.is_symlink():
             _put_extra_aside(store)
         elif _exists(store):  # nothing but a folder gives way to a folder
             store.rename(_hidden(store))
-    yield from run_jobs(_jobs(to_build, listing, workspace), client, stop)
+    dataset = _name(done.found.listing)
+    jobs = (
+        job
+        for profile, cases in profiles.items()
+        for job in usable_jobs(dataset, workspace, profile, cases)
+    )
+    yield from run_jobs(jobs, client, stop)
 
 
-def _jobs(to_build: dict[str, Broken], listing: Listing, workspace: Workspace) -> Iterator[Job]:
-    """Jobs with the profile of the data set, else with the one that each store names."""
-    by_profile: dict[str, list[str]] = defaultdict(list)
-    profiles: dict[str, Profile] = {}
+def _profiles(to_build: dict[str, Broken], done: Repair) -> dict[Profile, list[str]]:
+    """Cases to build by profile: that of the data set, else the one that each store names."""
+    listing = done.found.listing
     known = listing.expected.profile
     sibling = None if known else _profile_of_a_sibling(listing)
+    profiles: dict[str, Profile] = {}
+    cases: dict[str, list[str]] = defaultdict(list)
     for case, broken in to_build.items():
         profile = known or _profile_of(broken.store) or sibling
-        if profile is not None:
-            profiles[profile.digest] = profile
-            by_profile[profile.digest].append(case)
-    for digest, cases in by_profile.items():
-        yield from usable_jobs(_name(listing), workspace, profiles[digest], cases)
+        if profile is None:
+            done.reasons[case] = (
+                "no profile is known to build it with; run: "
+                f"prect build-cache {listing.dataset} --profile NAME"
+            )
+            continue
+        profiles[profile.digest] = profile
+        cases[profile.digest].append(case)
+    return {profile: cases[digest] for digest, profile in profiles.items()}
+
+
+def _check_again(rebuilt: list[str], done: Repair, client: Client | None) -> None:
+    """A store that is broken as soon as it is built is not repaired: the disk, or the writer."""
+    listing = replace(done.found.listing, cases=sorted(rebuilt), table=None)
+    (again,) = verify([listing], client, deep=True)
+    for broken in again.broken:
+        done.results[broken.case] = Result.LEFT
+        done.reasons[broken.case] = f"it was built again, and still: {broken.faults[0]}"
+    left = {broken.case for broken in again.broken}
+    done.rows = [row for row in done.rows if row.case not in left]
 
 
 def _profile_of(store: Path) -> Profile | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from enum import IntEnum
@@ -58,6 +59,10 @@ SchedulerOption = Annotated[
     str | None,
     typer.Option(metavar="ADDRESS", help="Use this Dask cluster, e.g. tcp://host:8786."),
 ]
+
+
+_ECHO_SECONDS = 0.5
+"""A signal that follows so soon is the same one: launchers pass on what a terminal sends to all."""
 
 
 class ExitCode(IntEnum):
@@ -135,12 +140,15 @@ def graceful(what: str) -> Iterator[Callable[[], bool]]:
     Yields:
         A function that says whether to stop.
     """
-    asked: list[int] = []
+    asked: list[float] = []
 
-    def handle(number: int, _: object) -> None:
+    def handle(*_: object) -> None:
+        now = time.monotonic()
         if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
+            if now - asked[0] > _ECHO_SECONDS:
+                raise KeyboardInterrupt
+            return
+        asked.append(now)
         # Where the signal cuts into a write to the same stream, the message cannot be shown.
         with suppress(RuntimeError):
             console.print(f"stopping: {what} is finished first; press Ctrl-C again to stop at once")
