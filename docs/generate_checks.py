@@ -49,6 +49,7 @@ What follows from a check that does not pass is its effect:
 | warn | the code joins `warnings`; a volume without a rejection is warned |
 | duplicate, exclude | the verdict of the same name |
 | quarantine | found by `build-cache` or `verify` in a volume that was accepted; it has no store |
+| report | found by `verify`; the store stays |
 
 ## Setting limits
 

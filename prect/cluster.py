@@ -51,24 +51,34 @@ def cluster(
         ClusterError: the scheduler cannot be reached, has no workers, or they do not have this
             release of prect.
     """
-    # Here and below: half a second that an ingest of unchanged files can do without.
+    own = _local_client(workers, dashboard_address) if scheduler is None else _client_of(scheduler)
+    with _quiet(), own as client:
+        yield client
+
+
+@contextmanager
+def _client_of(scheduler: str) -> Iterator[Client]:
+    from distributed import Client  # noqa: PLC0415
+
+    try:
+        client = Client(scheduler, timeout="10s")
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ClusterError(f"no Dask scheduler answers at {scheduler}: {error}") from error
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=_WORKERS_WITHIN)
+        except TimeoutError:
+            raise _no_workers() from None
+        _require_same_release(client)
+        yield client
+
+
+@contextmanager
+def _local_client(workers: int, dashboard_address: str) -> Iterator[Client]:
+    # Here and elsewhere: half a second that an ingest of unchanged files can do without.
     import dask  # noqa: PLC0415
     from distributed import Client  # noqa: PLC0415
 
-    if scheduler is not None:
-        with _quiet():
-            try:
-                client = Client(scheduler, timeout="10s")
-            except (OSError, TimeoutError, ValueError) as error:
-                raise ClusterError(f"no Dask scheduler answers at {scheduler}: {error}") from error
-            with client:
-                try:
-                    client.wait_for_workers(1, timeout=_WORKERS_WITHIN)
-                except TimeoutError:
-                    raise _no_workers() from None
-                _require_same_release(client)
-                yield client
-        return
     settings = {
         "distributed.scheduler.allowed-failures": _DEATHS_ALLOWED,
         "distributed.deploy.lost-worker-timeout": _GIVEN_UP_AFTER,
@@ -89,14 +99,18 @@ def cluster(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Whatever Dask's client logs, each broken connection with its trace, errors tell as well."""
-    logger = logging.getLogger("distributed.client")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+    """What Dask logs of connections that break, each with its trace, errors tell in a sentence."""
+    import distributed  # noqa: F401, PLC0415  (which sets the levels of its loggers)
+
+    loggers = [logging.getLogger(name) for name in ("distributed", "distributed.client")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _require_same_release(client: Client) -> None:

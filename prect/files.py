@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,14 +13,21 @@ from typing import IO
 
 from prect.errors import WorkspaceError
 
+PATIENCE = 1.0
+"""Seconds: who only looks whether a lock is held has it for a moment."""
+_PAUSE = 0.02
+
 
 @contextmanager
 def locked(path: Path, busy: str, *, wait: bool = False) -> Iterator[None]:
     """Hold an exclusive lock (flock) on a file; it ends with the process, however that ends.
 
+    While it is held, the file says by whom: name of the host, and process id.
+
     Args:
         path: the lock file; made if need be, its folder must exist.
-        busy: the message when another process holds it; ``{holder}`` becomes its process id.
+        busy: the message when another process holds it for longer than `PATIENCE`;
+            ``process {holder}`` becomes "process 123 on host x".
         wait: wait until it is free, instead.
 
     Raises:
@@ -26,17 +35,34 @@ def locked(path: Path, busy: str, *, wait: bool = False) -> Iterator[None]:
             system has no locks.
     """
     with path.open("a+") as file:
-        if not take_lock(file, path, wait=wait):
-            file.seek(0)
-            raise WorkspaceError(busy.format(holder=file.read().strip() or "unknown"))
+        deadline = time.monotonic() + PATIENCE
+        while not take_lock(file, path, wait=wait):
+            if time.monotonic() > deadline:
+                file.seek(0)
+                raise WorkspaceError(busy.format(holder=_holder(file.read())))
+            time.sleep(_PAUSE)
         file.truncate(0)
-        file.write(str(os.getpid()))
+        file.write(f"{socket.gethostname()} {os.getpid()}")
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            file.truncate(0)
 
 
-def take_lock(file: IO[str] | IO[bytes], path: Path, *, wait: bool) -> bool:
+def _holder(text: str) -> str:
+    host, _, process = text.strip().rpartition(" ")
+    return f"{process} on host {host}" if host else process or "unknown"
+
+
+def take_lock(file: IO[str] | IO[bytes], path: Path, *, wait: bool, shared: bool = False) -> bool:
     """Lock an open file, which must be open for writing: NFS locks nothing else.
+
+    Args:
+        file: the open file; one opened for reading and writing where ``shared`` is true.
+        path: of the file, for messages.
+        wait: wait until no other process holds a lock that excludes this one.
+        shared: let others have a shared lock too, and nobody an exclusive one.
 
     Returns:
         False when another process holds the lock, and ``wait`` is false.
@@ -44,8 +70,9 @@ def take_lock(file: IO[str] | IO[bytes], path: Path, *, wait: bool) -> bool:
     Raises:
         WorkspaceError: the file system has no locks.
     """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(file, kind | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError as error:

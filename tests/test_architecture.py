@@ -22,7 +22,13 @@ ALLOWED: dict[str, set[str]] = {
     "prect.cache.intensity": set(),
     "prect.cache.format": {"prect.cache.intensity"},
     "prect.cache.reader": {"prect.manifests", "prect.cache.format", "prect.cache.intensity"},
-    "prect.cache.writer": {"prect.manifests", "prect.cache.format", "prect.cache.intensity"},
+    "prect.cache.hidden": set(),
+    "prect.cache.writer": {
+        "prect.manifests",
+        "prect.cache.format",
+        "prect.cache.intensity",
+        "prect.cache.hidden",
+    },
     "prect.cache": {"prect.manifests", "prect.ingest", "prect.cluster"},
     "prect.train": {"prect.manifests", "prect.cache.reader", "prect.cache.format"},
 }

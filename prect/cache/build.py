@@ -51,7 +51,6 @@ class Report:
     built: int = 0
     leftovers: int = 0
     """Half-written stores of earlier builds that were removed."""
-    interrupted: bool = False
     _new: list[CacheRow] = field(default_factory=list)
 
     @classmethod
@@ -67,12 +66,27 @@ class Report:
         self._new.append(outcome)
         self.built += 1
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether there is still something to do."""
+        return self.done < len(self.plan.todo)
+
+    @property
+    def done(self) -> int:
+        """Volumes that this build has stored or quarantined."""
+        return self.built + len(self.quarantine) - len(self.plan.quarantined)
+
     def write(self) -> None:
-        """Write the manifests as they are now.
+        """Write the manifests and the profile as they are now.
+
+        Nothing is written before the first volume is done: a build with a wrong profile that is
+        stopped at once leaves the manifest of the stores that are there.
 
         Raises:
             OSError: the disk is full, or cannot be written.
         """
+        if self.plan.todo and not self.done:
+            return
         # Rows are kept as columns: as objects, 160,000 of them take several times the memory.
         if self._new:
             self.stored = pa.concat_tables([self.stored, cache_table(self._new)])
@@ -82,6 +96,7 @@ class Report:
         # is written would tell: it is to be the same whether the build was interrupted or not.
         write_cache_table(workspace.cache_manifest(dataset), self.stored.cast(CACHE_SCHEMA))
         write_quarantine(workspace.quarantine(dataset), self.quarantine)
+        write_profile(workspace.profile(dataset), self.plan.profile)
 
     def summary(self) -> dict[str, Any]:
         """Counts that add up: usable = stored + quarantined + pending."""
@@ -96,7 +111,7 @@ class Report:
             "kept": len(plan.kept),
             "stale": sum(plan.stale.values()),
             "quarantined": len(self.quarantine),
-            "newly_quarantined": len(self.quarantine) - len(plan.quarantined),
+            "newly_quarantined": self.done - self.built,
             "pending": plan.usable - stored - len(self.quarantine),
             "leftovers_removed": self.leftovers,
             "bytes": pc.sum(self.stored["bytes"]).as_py() or 0,
@@ -130,7 +145,6 @@ def build(
     try:
         report.leftovers = len(clear_leftovers(workspace.dataset_cache(dataset)))
         _clear_manifests(workspace, dataset)
-        write_profile(workspace.profile(dataset), plan.profile)
         if client is not None:
             _build_volumes(report, client, on_outcome, stop)
         report.write()
@@ -141,7 +155,6 @@ def build(
         raise
     # Workers of a build that was killed may have lived until now, and left something since.
     report.leftovers += len(clear_leftovers(workspace.dataset_cache(dataset)))
-    report.interrupted = bool(report.summary()["pending"])
     return report
 
 
@@ -153,17 +166,16 @@ def _build_volumes(
 ) -> None:
     """Build what there is to do; when a manifest cannot be written, finish what is in flight."""
     failed: list[OSError] = []
-    due = len(report.quarantine) + _MANIFEST_EVERY
+    due = _MANIFEST_EVERY
 
     def halted() -> bool:
         return bool(failed) or (stop is not None and stop())
 
     for _, outcome in run_jobs(report.plan.jobs(), client, halted):
         report.add(outcome)
-        done = report.built + len(report.quarantine)
-        if done >= due and not failed:
+        if report.done >= due and not failed:
             # Each time the whole is written; ever more rarely, so that this stays a small part.
-            due = done + max(_MANIFEST_EVERY, done // 10)
+            due = report.done + max(_MANIFEST_EVERY, report.done // 10)
             try:
                 report.write()
             except OSError as error:

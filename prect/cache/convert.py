@@ -48,32 +48,36 @@ def convert(job: Job) -> CacheRow | QuarantineRow:
         OSError: the store cannot be written (disk full, no permission); that is no fault of
             the volume, so it is not quarantined.
     """
-    source = job.source
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            volume = _decode(source, job.limits)
+            volume = _decode(job.source, job.limits)
             finding = first_rejection(voxel_findings(volume, job.limits))
             if finding is not None:
                 raise VolumeError(finding.code, finding.reason)
             harmonised = harmonise(volume, job.profile.harmonisation)
-    except VolumeError as error:
-        return quarantine(job, error.code, error.reason)
-    except OSError as error:  # a fault of the disk, which the next build tries again
-        reason = f"cannot be read: {error.strerror or type(error).__name__}"
-        return quarantine(job, "file.unreadable", reason)
-    except MemoryError:
-        return quarantine(job, "build.out_of_memory", "the worker has too little memory for it")
     except Exception as error:  # one odd file must not end the build of 160,000
-        # A library's message may quote the header or a path, so only its kind is told.
-        return quarantine(job, "build.unexpected", f"it fails with {type(error).__name__}")
+        return _failure(job, error, "it fails")
     try:
         _write(job, volume, harmonised)
     except (OSError, StoreError):
         raise
     except Exception as error:
-        return quarantine(job, "build.unexpected", f"storing it fails with {type(error).__name__}")
+        return _failure(job, error, "storing it fails")
     return stored_row(job.store)
+
+
+def _failure(job: Job, error: Exception, what: str) -> QuarantineRow:
+    """The row of a volume that could not be built, from the error."""
+    if isinstance(error, VolumeError):
+        return quarantine(job, error.code, error.reason)
+    if isinstance(error, OSError):  # a fault of the disk, which the next build tries again
+        reason = f"cannot be read: {error.strerror or type(error).__name__}"
+        return quarantine(job, "file.unreadable", reason)
+    if isinstance(error, MemoryError):
+        return quarantine(job, "build.out_of_memory", "the worker has too little memory for it")
+    # A library's message may quote the header or a path, so only its kind is told.
+    return quarantine(job, "build.unexpected", f"{what} with {type(error).__name__}")
 
 
 def quarantine(job: Job, code: str, reason: str) -> QuarantineRow:
@@ -86,6 +90,7 @@ def quarantine(job: Job, code: str, reason: str) -> QuarantineRow:
         profile=job.profile.digest,
         code=code,
         reason=reason,
+        made_from=identity(source),
     )
 
 

@@ -31,6 +31,7 @@ MISSING = 2**64 - 1
 """Offset and length of an inner chunk that a shard index does not hold (Zarr sharding codec)."""
 CRC_BYTES = 4
 NO_DIGEST = 32 * "0"
+_VERSION_ENTRY = re.compile(rb'"format_version": *[^\s,}]+')
 _DIGEST_ENTRY = re.compile(rb'"digest": "[0-9a-f]{32}"')
 
 
@@ -295,6 +296,15 @@ def unknown_version(where: str, version: object) -> StoreVersionError:
     return StoreVersionError(
         f"{where} has format version {version!r}; this release reads version {FORMAT_VERSION}"
     )
+
+
+def version_is_damaged(text: bytes) -> bool:
+    """Whether a group's ``zarr.json`` of another version is one of this with a damaged number."""
+    mended = _VERSION_ENTRY.sub(f'"format_version": {FORMAT_VERSION}'.encode(), text, count=1)
+    try:
+        return parse_group(mended, "").digest == document_digest(mended)
+    except StoreError:
+        return False
 
 
 def affine_of(attributes: StoreAttributes) -> NDArray[np.float64]:

@@ -5,15 +5,17 @@ Names and columns, no store is opened: 160,000 volumes take some tens of megabyt
 
 from __future__ import annotations
 
+import fcntl
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from prect.cache.profile import Profile, read_profile
 from prect.errors import ConfigError, ManifestError, WorkspaceError
@@ -85,6 +87,8 @@ class Listing:
 
     outside: Path | None = None
     """The one store, where it does not lie in a workspace."""
+    building: bool = False
+    """Whether a build was at work, so that stores may have no row yet."""
 
     def store(self, case: str) -> Path:
         """Folder of a store."""
@@ -104,12 +108,27 @@ class Listing:
             yield [self.store(case) for case in cases], rows
 
 
-def list_stores(workspace: Workspace, datasets: Sequence[str] = ()) -> list[Listing]:
+def is_building(workspace: Workspace) -> bool:
+    """Whether somebody writes stores in a workspace; nothing is written to find out."""
+    try:
+        with workspace.lock_file("build-cache").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except (BlockingIOError, PermissionError):  # a file of another user is taken for locked
+        return True
+    return False
+
+
+def list_stores(
+    workspace: Workspace, datasets: Sequence[str] = (), *, building: bool = False
+) -> list[Listing]:
     """What there is to verify.
 
     Args:
         workspace: where manifests and stores lie; either may be missing.
         datasets: names; all that have a manifest or a store when left out.
+        building: whether somebody else is at work; see `is_building`.
 
     Raises:
         ManifestError: there is no data set of that name, or its source manifest is damaged.
@@ -120,10 +139,11 @@ def list_stores(workspace: Workspace, datasets: Sequence[str] = ()) -> list[List
         if dataset not in known:
             names = ", ".join(known) or "none"
             raise ManifestError(f"no data set {dataset!r} in {workspace.root} (there are: {names})")
-    return [_list_dataset(workspace, name) for name in dict.fromkeys(datasets or known)]
+    wanted = dict.fromkeys(datasets or known)
+    return [_list_dataset(workspace, name, building=building) for name in wanted]
 
 
-def _list_dataset(workspace: Workspace, dataset: str) -> Listing:
+def _list_dataset(workspace: Workspace, dataset: str, *, building: bool) -> Listing:
     on_disk = workspace.stored_cases(dataset)
     table, manifest = _cache_manifest(workspace, dataset, on_disk)
     cases = set(on_disk)
@@ -137,6 +157,7 @@ def _list_dataset(workspace: Workspace, dataset: str) -> Listing:
         table=table,
         manifest=manifest,
         expected=_expected(workspace, dataset),
+        building=building,
     )
 
 
@@ -153,6 +174,20 @@ def list_outside(store: Path) -> Listing:
         expected=Expected(None, None),
         outside=path,
     )
+
+
+def cases_by_root(
+    workspace: Workspace, dataset: str, cases: Collection[str]
+) -> dict[str, list[str]]:
+    """Cases of the source manifest by the folder that their files lie in."""
+    roots: dict[str, list[str]] = {}
+    if cases:
+        wanted = pa.array(sorted(cases), pa.string())
+        path = workspace.sources(dataset)
+        for batch in stream_batches(path, SOURCES_SCHEMA, ["case", "root"], _BATCH):
+            for row in batch.filter(pc.is_in(batch["case"], wanted)).to_pylist():
+                roots.setdefault(row["root"], []).append(row["case"])
+    return roots
 
 
 def known_profile(workspace: Workspace, dataset: str) -> Profile | None:

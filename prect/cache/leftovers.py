@@ -10,28 +10,23 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from prect.cache.forecast.trial import KEEPER
-from prect.cache.writer import TEMPORARY_MARK, abandoned
+from prect.cache.forecast.trial import KEEPER, is_in_use, is_trial, remove_trial
+from prect.cache.hidden import Mark, delete, parse_hidden
+from prect.cache.writer import is_abandoned, remove_leftover
 from prect.errors import WorkspaceError
 from prect.files import locked, take_lock
+from prect.manifests.cases import named_folders
 from prect.manifests.removal import REMOVED_MARK
-from prect.workspace import STORE_SUFFIX, Workspace
+from prect.workspace import Workspace
 
-_ASIDE = re.compile(
-    rf"\.(?P<case>.+){re.escape(STORE_SUFFIX)}\.(tmp|removed|broken)-[0-9a-f]+(-old)?"
-)
-"""A store that a writer, a removal or a repair has set aside."""
-_TRIALS = re.compile(r"\.plan-[0-9a-f]+")
-"""Stores that build-cache makes to estimate a build."""
 _TEMPORARY = re.compile(r"\.(?P<name>.+?)(\.(?P<process>\d+))?\.tmp")
 _SALT = re.compile(r"\.salt\.[0-9a-f]+\.tmp")
 _SECONDS = 60
@@ -49,6 +44,8 @@ class Kind(StrEnum):
     MANIFEST = "half-written manifest"
     SALT = "half-written salt"
     RUN = "half-written file of a run"
+    FOLDER = "folder"
+    """One that may not be read, so that nothing is known of what is in it."""
 
 
 class State(StrEnum):
@@ -60,6 +57,7 @@ class State(StrEnum):
     KEPT = "kept"
     """It may hold the only copy of something, and goes when that is asked for."""
     CLEARED = "cleared"
+    UNREADABLE = "may not be read"
 
 
 @dataclass(frozen=True)
@@ -98,6 +96,7 @@ def find_leftovers(workspace: Workspace, *, broken: bool = False) -> list[Leftov
         *_manifests(workspace),
         *_salts(workspace),
         *_of_runs(workspace),
+        *_unreadable(workspace),
     ]
     held = {lock: is_held(lock) for lock in {entry.lock for entry in found} if lock is not None}
     return sorted(
@@ -154,7 +153,7 @@ def clear(
 def unfinished(workspace: Workspace) -> list[Unfinished]:
     """What was interrupted and goes on when it is asked for again."""
     found = []
-    for folder in _folders(workspace.manifests):
+    for folder in filter(_is_readable, named_folders(workspace.manifests)):
         journal = folder / "journal"
         if journal.is_dir():
             remedy = (
@@ -171,8 +170,8 @@ def set_aside(folder: Path) -> dict[str, list[Path]]:
     """What is hidden of the stores of a data set, by case; sorted."""
     aside: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if match := _ASIDE.fullmatch(path.name):
-            aside[match["case"]].append(path)
+        if parsed := parse_hidden(path.name):
+            aside[parsed[0]].append(path)
     return aside
 
 
@@ -184,7 +183,8 @@ def is_held(lock: Path) -> bool:
     """
     try:
         with lock.open("r+b") as file:
-            return not take_lock(file, lock, wait=False)
+            # Shared, so that two who look do not take each other for the holder.
+            return not take_lock(file, lock, wait=False, shared=True)
     except FileNotFoundError:
         return False
     except PermissionError:
@@ -200,39 +200,32 @@ def size(path: Path) -> int:
     return total
 
 
-def delete(path: Path) -> None:
-    """Delete a file, a link, or a folder with all that is in it; nothing if it is gone."""
-    with suppress(FileNotFoundError):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
 def _stores(workspace: Workspace) -> Iterator[Leftover]:
     build = workspace.lock_file("build-cache")
     for path in sorted(workspace.cache.glob(".*")):
-        if _TRIALS.fullmatch(path.name):
+        if is_trial(path):
             yield from _self_locked(path, Kind.TRIALS)
-    for folder in _folders(workspace.cache):
+    for folder in filter(_is_readable, named_folders(workspace.cache)):
         for path in (path for paths in set_aside(folder).values() for path in paths):
-            if TEMPORARY_MARK in path.name:
+            _, mark = parse_hidden(path.name) or ("", Mark.TEMPORARY)
+            if mark is Mark.TEMPORARY:
                 yield from _self_locked(path, Kind.WRITING)
             else:
-                kind = Kind.REMOVED if REMOVED_MARK in path.name else Kind.BROKEN
+                kind = Kind.REMOVED if mark is Mark.REMOVED else Kind.BROKEN
                 yield Leftover(path, kind, size(path), State.FREE, build)
 
 
 def _self_locked(path: Path, kind: Kind) -> Iterator[Leftover]:
     state = State.HELD
-    with suppress(PermissionError), _unused(path, kind) as free:  # or it is another user's
+    with suppress(PermissionError):  # or it is another user's
+        free = is_abandoned(path) if kind is Kind.WRITING else _is_unused_trial(path)
         state = State.FREE if free else State.HELD
-    if path.exists():  # its writer may have ended since it was listed
+    if path.exists() or path.is_symlink():  # its writer may have ended since it was listed
         yield Leftover(path, kind, size(path), state, None)
 
 
 def _manifests(workspace: Workspace) -> Iterator[Leftover]:
-    folders = _folders(workspace.manifests)
+    folders = [*filter(_is_readable, named_folders(workspace.manifests))]
     for folder in (workspace.manifests, *folders, *(folder / "journal" for folder in folders)):
         for path, name, state in _temporaries(folder):
             purpose = "build-cache" if name in _MANIFESTS_OF_BUILD else "manifests"
@@ -249,7 +242,7 @@ def _salts(workspace: Workspace) -> Iterator[Leftover]:
 
 
 def _of_runs(workspace: Workspace) -> Iterator[Leftover]:
-    for run in _folders(workspace.runs):
+    for run in filter(_is_readable, named_folders(workspace.runs)):
         for folder in (run, run / "checkpoints"):
             for path, _, state in _temporaries(folder):
                 # A trainer locks this file in the folder of its run.
@@ -276,31 +269,30 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def _folders(parent: Path) -> list[Path]:
-    return sorted(path for path in parent.glob("*/") if not path.name.startswith("."))
+def _unreadable(workspace: Workspace) -> Iterator[Leftover]:
+    for parent in (workspace.cache, workspace.manifests, workspace.runs):
+        for folder in (parent, *named_folders(parent)):
+            if folder.is_dir() and not _is_readable(folder):
+                yield Leftover(folder, Kind.FOLDER, 0, State.UNREADABLE, None)
+
+
+def _is_readable(folder: Path) -> bool:
+    return os.access(folder, os.R_OK | os.X_OK)
 
 
 def _clear(entry: Leftover) -> bool:
     """Delete it, unless somebody has begun to use it; whether it is gone."""
-    with _unused(entry.path, entry.kind) as free:
-        if free:
-            delete(entry.path)
-    return free
+    if entry.kind is Kind.WRITING:
+        return remove_leftover(entry.path)
+    if entry.kind is Kind.TRIALS:
+        return _is_unused_trial(entry.path) and remove_trial(entry.path)
+    return delete(entry.path)
 
 
-@contextmanager
-def _unused(path: Path, kind: Kind) -> Iterator[bool]:
-    """Whether no process works in the folder, as far as it is locked itself; so for the block."""
-    if kind is Kind.WRITING:
-        with abandoned(path) as free:
-            yield free
-    elif kind is not Kind.TRIALS:
-        yield True
-    elif (path / KEEPER).exists():
-        with (path / KEEPER).open("r+b") as keeper:
-            yield take_lock(keeper, path, wait=False)
-    else:  # it is being made at this moment, or was when its process was killed
-        yield not _is_young(path)
+def _is_unused_trial(path: Path) -> bool:
+    if (path / KEEPER).exists():
+        return not is_in_use(path)
+    return not _is_young(path)  # it is being made now, or was when its process was killed
 
 
 def _is_young(path: Path) -> bool:

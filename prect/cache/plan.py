@@ -7,7 +7,6 @@ build was killed, are opened and adopted. Whether stores are whole is the busine
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -20,9 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prect.cache.convert import Job, stored_row
-from prect.cache.format import FORMAT_VERSION, SHARD_KEY, unknown_version
+from prect.cache.format import SHARD_KEY, document_digest, parse_group, version_is_damaged
 from prect.cache.profile import Profile
-from prect.errors import ManifestError, StoreVersionError, WorkspaceError
+from prect.cache.reader import StoreReader
+from prect.errors import ManifestError, StoreError, StoreVersionError, WorkspaceError
 from prect.manifests.cards import load_card
 from prect.manifests.limits import Limits
 from prect.manifests.parquet import stream_batches
@@ -37,7 +37,7 @@ from prect.manifests.stores import (
 )
 from prect.workspace import Workspace
 
-_PASSING_CODES = {
+PASSING_CODES = {
     "file.missing",
     "file.unreadable",
     "file.changed",
@@ -78,8 +78,8 @@ class Plan:
     """Failed before, with this profile and this source."""
     todo: frozenset[str]
     """Cases to build."""
-    largest: tuple[int, ...]
-    """Shape of the largest source volume to build; empty when there is nothing to do."""
+    largest: int
+    """Voxels of the largest volume to build, of its file or of its grid if that has more."""
     stale: dict[str, int]
     """Why stores that are among ``todo`` have to be built again, and how many."""
 
@@ -116,31 +116,32 @@ def make_plan(dataset: str, workspace: Workspace, profile: Profile, *, retry: bo
     kept, adopted, quarantined, todo = [], [], [], set()
     stale: Counter[str] = Counter()
     roots: set[str] = set()
-    sources, largest = 0, ()
+    sources, largest = 0, 0
+    same = _SameProfile(profile)
     for batch in stream_batches(path, SOURCES_SCHEMA, _PLANNED_COLUMNS, _BATCH):
         sources += len(batch)
         for row in batch.filter(pa.array(usable(batch))).to_pylist():
             case, origin, state = row["case"], _origin(row), None
             if case in present:
                 n = rows_of.get(case)
-                if n is not None and (profiles[n], origins[n]) == (profile.digest, origin):
+                store = workspace.store(dataset, case)
+                if n is not None and origins[n] == origin and same.as_of(store, profiles[n]):
                     kept.append(n)
                     continue
-                store = workspace.store(dataset, case)
-                state = store_state(store, profile.digest, origin)
+                state = store_state(store, profile, origin)
                 if state is State.CURRENT:
                     adopted.append(stored_row(store))
                     continue
             before = failed.get(case)
-            if before is not None and not retry and _stays(before, row, profile):
+            if before is not None and not retry and _stays(before, origin, profile):
                 quarantined.append(before)
                 continue
             todo.add(case)
             roots.add(row["root"])
-            largest = max(largest, tuple(row["shape"]), key=math.prod)
+            largest = max(largest, *_voxels(row, profile))
             if state is not None:
                 stale[state.value] += 1
-    _require_roots(dataset, roots)
+    require_roots(dataset, roots)
     whole = pa.concat_tables([listed.take(pa.array(kept, pa.int64())), cache_table(adopted)])
     return Plan(
         dataset=dataset,
@@ -184,36 +185,61 @@ def usable_jobs(
             yield Job(source, profile, workspace.store(dataset, source.case), limits)
 
 
-def store_state(store: Path, profile: str, origin: str) -> State:
+def store_state(store: Path, profile: Profile, origin: str) -> State:
     """Compare a store on disk with what it should be, by its attributes and the files' sizes.
 
     Args:
         store: its folder.
-        profile: digest of the profile wanted.
+        profile: what it should be built with.
         origin: what it should be made from; see `prect.manifests.stores.made_from`.
 
     Raises:
         StoreVersionError: another release wrote it.
     """
     try:
-        # The two digests and the sizes alone: checking all attributes is ten times slower.
-        attributes = json.loads((store / "zarr.json").read_bytes())["attributes"]["prect"]
-        version = attributes["format_version"]
-        if version != FORMAT_VERSION:
-            raise unknown_version(str(store), version)
-        found = attributes["profile_digest"], attributes["made_from"]
-        for level in attributes["levels"]:
-            folder = store / level["path"]
-            if (folder / SHARD_KEY).stat().st_size != level["shard_bytes"]:
+        text = (store / "zarr.json").read_bytes()
+        attributes = parse_group(text, str(store))
+        if document_digest(text) != attributes.digest:
+            return State.DAMAGED
+        for level in attributes.levels:
+            folder = store / level.path
+            if (folder / SHARD_KEY).stat().st_size != level.shard_bytes:
                 return State.DAMAGED
             (folder / "zarr.json").stat()
     except StoreVersionError:
+        if version_is_damaged(text):
+            return State.DAMAGED
         raise
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, StoreError):
         return State.DAMAGED
-    if found[0] != profile:
+    if not profile.makes_the_same(attributes.profile):
         return State.OTHER_PROFILE
-    return State.CURRENT if found[1] == origin else State.OTHER_SOURCE
+    return State.CURRENT if attributes.made_from == origin else State.OTHER_SOURCE
+
+
+class _SameProfile:
+    """Which digests of stored profiles stand for what the wanted profile makes.
+
+    A release that adds a setting digests the same profile to something else; one store of
+    each digest is asked for the profile itself.
+    """
+
+    def __init__(self, wanted: Profile) -> None:
+        self._wanted = wanted
+        self._known = {wanted.digest: True}
+
+    def as_of(self, store: Path, digest: str) -> bool:
+        """Whether a store whose profile has that digest was made as the wanted profile makes it."""
+        if digest not in self._known:
+            try:
+                with StoreReader(store) as reader:
+                    attributes = reader.attributes
+            except StoreError:
+                return False
+            if attributes.profile_digest != digest:  # it is not what the manifest tells of
+                return False
+            self._known[digest] = self._wanted.makes_the_same(attributes.profile)
+        return self._known[digest]
 
 
 def _sources(workspace: Workspace, dataset: str) -> Path:
@@ -248,14 +274,26 @@ def _origin(row: dict[str, Any]) -> str:
     )
 
 
-def _stays(before: QuarantineRow, row: dict[str, Any], profile: Profile) -> bool:
+def _voxels(row: dict[str, Any], profile: Profile) -> tuple[int, int]:
+    """Voxels of a source, and about those of its whole field of view on the profile's grid."""
+    field_mm3 = math.prod(n * mm for n, mm in zip(row["shape"], row["spacing"], strict=True))
+    voxel_mm3 = math.prod(profile.harmonisation.spacing_mm)
+    return math.prod(row["shape"]), math.ceil(field_mm3 / voxel_mm3)
+
+
+def _stays(before: QuarantineRow, origin: str, profile: Profile) -> bool:
     """Whether a failure is one of the volume, which another try would only repeat."""
-    if before.code in _PASSING_CODES:
+    if before.code in PASSING_CODES:
         return False
-    return (before.source_digest, before.profile) == (row["source_digest"], profile.digest)
+    return (before.made_from, before.profile) == (origin, profile.digest)
 
 
-def _require_roots(dataset: str, roots: set[str]) -> None:
+def require_roots(dataset: str, roots: Collection[str]) -> None:
+    """Refuse to build from folders that are not there, rather than to call each volume missing.
+
+    Raises:
+        WorkspaceError: a folder is not there.
+    """
     for root in sorted(roots):
         if not Path(root).is_dir():
             raise WorkspaceError(

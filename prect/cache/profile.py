@@ -36,6 +36,18 @@ class Profile(BaseModel):
         """BLAKE2b-64 of the profile's content; a store of another digest is stale."""
         return profile_digest(self.model_dump(mode="json"))
 
+    def makes_the_same(self, stored: Mapping[str, Any]) -> bool:
+        """Whether a profile that a store holds makes the same stores, whatever its name.
+
+        A profile of an earlier release lacks the settings that came later: their defaults are
+        what that release did.
+        """
+        try:
+            other = Profile.model_validate(stored)
+        except ValidationError:
+            return False
+        return other.model_copy(update={"name": self.name}) == self
+
     @property
     def codec(self) -> Codec:
         """Compression of level 0."""

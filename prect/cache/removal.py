@@ -14,18 +14,17 @@ from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 
-from prect.cache.leftovers import delete, is_held, set_aside, size
-from prect.cache.writer import TEMPORARY_MARK, abandoned
+from prect.cache.hidden import Mark, delete, hidden_name, is_temporary, parse_hidden
+from prect.cache.leftovers import is_held, set_aside, size
+from prect.cache.writer import is_abandoned
 from prect.errors import ManifestError, WorkspaceError
 from prect.files import sync_folder
 from prect.manifests.cases import CaseIndex, known_datasets
 from prect.manifests.commit import decide_without, require_test_sets
 from prect.manifests.removal import (
-    REMOVED_MARK,
     Changes,
     Rows,
     delete_manifests,
-    hidden_name,
     read_rows,
     removed_before,
     take_out,
@@ -89,12 +88,15 @@ class Removal:
     before: Counts
     taken: Counts
     bytes: int
-    """Of the stores that go, and of ``aside``."""
+    """Of the stores that go, and of ``aside``; what lies behind a link counts none."""
     aside: tuple[Path, ...]
     """What is set aside of these volumes, and what removals that were cut short have left."""
     changes: Changes
     """Verdicts of volumes that stay."""
     runs: tuple[Run, ...]
+    kept: tuple[str, ...] = ()
+    """Once it is carried out: paths of what stays in the folders of a data set that is gone, since
+    it is not of our making, or still in use."""
 
     @property
     def empty(self) -> bool:
@@ -161,6 +163,7 @@ def remove(
     """
     request = plan.request
     dataset = request.dataset
+    folder = workspace.dataset_cache(dataset)
     if plan.empty and request.scope is Scope.ORPHANS:
         return plan, plan.before
     with ExitStack() as locks:
@@ -177,12 +180,16 @@ def remove(
                 )
             _refuse_writers(dataset, wanted, contents)
             changes = _take_out(workspace, done, wanted)
-        _delete_stores(workspace, done, on_deleted)
+        if _is_linked(workspace, request):
+            folder.unlink()
+        else:
+            _delete_stores(workspace, done, on_deleted)
+        kept: list[Path] = []
         if request.scope is Scope.ALL:
-            delete_manifests(workspace, dataset)
+            kept = [*_delete_folder(folder), *delete_manifests(workspace, dataset)]
         rows, stored = read_rows(workspace, dataset), workspace.stored_cases(dataset)
     left = _Contents(rows, frozenset(stored), {})
-    return replace(done, changes=changes), left.counts()
+    return replace(done, changes=changes, kept=tuple(map(str, kept))), left.counts()
 
 
 def _contents(workspace: Workspace, request: Request) -> _Contents:
@@ -194,7 +201,14 @@ def _contents(workspace: Workspace, request: Request) -> _Contents:
         hint = f" (there are: {', '.join(near)})" if near else ""
         raise ManifestError(f"no data set {dataset!r} in {workspace.root}{hint}")
     rows = read_rows(workspace, dataset, tolerant=request.scope is Scope.ALL)
+    if _is_linked(workspace, request):
+        return _Contents(rows, frozenset(), {})
     return _Contents(rows, frozenset(workspace.stored_cases(dataset)), set_aside(folder))
+
+
+def _is_linked(workspace: Workspace, request: Request) -> bool:
+    """Whether a whole data set goes whose stores lie behind a link: it goes, and they stay."""
+    return request.scope is Scope.ALL and workspace.dataset_cache(request.dataset).is_symlink()
 
 
 def _wanted(workspace: Workspace, request: Request, contents: _Contents) -> set[str]:
@@ -231,7 +245,7 @@ def _removal(
         path
         for case, paths in contents.aside.items()
         for path in paths
-        if case in wanted or REMOVED_MARK in path.name
+        if case in wanted or parse_hidden(path.name) == (case, Mark.REMOVED)
     ]
     cached = contents.rows.cached
     stored = sum(
@@ -269,14 +283,11 @@ def _refuse_writers(dataset: str, wanted: set[str], contents: _Contents) -> None
     """Workers of a build whose driver was killed may live on for a while, without its lock."""
     for case, paths in contents.aside.items():
         for path in paths:
-            if case not in wanted or TEMPORARY_MARK not in path.name:
-                continue
-            with abandoned(path) as free:
-                if not free:
-                    raise WorkspaceError(
-                        f"{dataset}/{case} is being stored by a worker of a build that was "
-                        "stopped; try again when it has ended"
-                    )
+            if case in wanted and is_temporary(path) and not is_abandoned(path):
+                raise WorkspaceError(
+                    f"{dataset}/{case} is being stored by a worker of a build that was "
+                    "stopped; try again when it has ended"
+                )
 
 
 def _take_out(workspace: Workspace, removal: Removal, wanted: set[str]) -> Changes:
@@ -299,19 +310,23 @@ def _store(workspace: Workspace, dataset: str, case: str) -> Path:
 
 
 def _delete_stores(workspace: Workspace, removal: Removal, on_deleted: Callable[[], None]) -> None:
-    dataset, scope = removal.request.dataset, removal.request.scope
-    folder = workspace.dataset_cache(dataset)
+    dataset = removal.request.dataset
     hidden = list(removal.aside)
     for case in removal.cases:
         store = _store(workspace, dataset, case)
         if store.exists() or store.is_symlink():
-            hidden.append(store.rename(hidden_name(store)))
+            hidden.append(store.rename(hidden_name(store, Mark.REMOVED)))
     if hidden:
-        sync_folder(folder)  # no crash brings a name back whose files have begun to go
+        # No crash brings a name back whose files have begun to go.
+        sync_folder(workspace.dataset_cache(dataset))
     for path in hidden:
-        delete(path)
+        delete(path)  # what NFS keeps for who reads it, the next removal or `prect gc` clears
         on_deleted()
-    if scope is Scope.ALL and folder.is_dir():
-        for path in sorted(folder.iterdir()):
-            delete(path)
-        folder.unlink() if folder.is_symlink() else folder.rmdir()
+
+
+def _delete_folder(folder: Path) -> list[Path]:
+    """Delete a folder that is empty; else return what is left in it."""
+    kept = sorted(folder.iterdir()) if folder.is_dir() else []
+    if folder.is_dir() and not kept:
+        folder.rmdir()
+    return kept

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -20,13 +21,13 @@ from pydantic import ValidationError
 
 from prect.cache.build import run_jobs
 from prect.cache.convert import Job, stored_row
-from prect.cache.inventory import Listing, Manifest
-from prect.cache.plan import usable_jobs
+from prect.cache.inventory import Listing, Manifest, cases_by_root
+from prect.cache.plan import PASSING_CODES, require_roots, usable_jobs
 from prect.cache.profile import Profile
 from prect.cache.validate import read_attributes, unexpected_files
 from prect.cache.verify import BROKEN_MARK, Broken, Kind, Verification, verify
 from prect.cache.writer import clear_leftovers
-from prect.errors import BuildError
+from prect.errors import BuildError, StoreError, WorkspaceError
 from prect.files import sync_folder
 from prect.manifests.stores import (
     CACHE_SCHEMA,
@@ -68,10 +69,13 @@ def remedy(broken: Broken, listing: Listing) -> Remedy:
     if broken.kind is Kind.DRIFTED:
         return Remedy.ROW
     if broken.codes == {"store.unexpected_file"}:
-        return Remedy.TIDY
+        # What is found through a link is not the workspace's.
+        return Remedy.LEAVE if broken.store.is_symlink() else Remedy.TIDY
     origins = listing.expected.origins
-    usable = origins is not None and broken.case in origins
-    return Remedy.REBUILD if usable else Remedy.SET_ASIDE
+    if origins is not None and broken.case in origins:
+        return Remedy.REBUILD
+    # The disk may give the store tomorrow, and nothing else holds the volume.
+    return Remedy.LEAVE if "store.unreadable" in broken.codes else Remedy.SET_ASIDE
 
 
 @dataclass
@@ -90,8 +94,7 @@ class Repair:
     @property
     def sound(self) -> bool:
         """Whether all that was broken is repaired."""
-        listed = self.found.listing.manifest in (Manifest.WHOLE, Manifest.NONE)
-        return (listed or self.manifest_written) and all(
+        return (self.found.manifest_sound or self.manifest_written) and all(
             self.results.get(broken.case) is Result.REPAIRED for broken in self.found.broken
         )
 
@@ -115,6 +118,9 @@ def repair(
     stop: Callable[[], bool] | None = None,
 ) -> Repair:
     """Mend what is broken in one data set, then write its manifests.
+
+    A store stays as it is where its source folder is not there, the source cannot be read, or the
+    workspace cannot be written at that place; the reasons say so. Links are never followed.
 
     Args:
         found: of `prect.cache.verify.verify`, with rows collected; the caller has held the
@@ -141,21 +147,26 @@ def repair(
             if action is Remedy.REBUILD:
                 to_build[broken.case] = broken
                 continue
-            if action is Remedy.TIDY:
-                _put_extra_aside(broken.store)
-                _store_is_right(stored_row(broken.store), done)
-            elif action is Remedy.ROW and broken.row is not None:
-                _store_is_right(broken.row, done)
-            elif action is Remedy.SET_ASIDE:
-                _set_aside(broken, done, _without_source(broken, listing))
+            with _left_on_error(broken.case, done):
+                if action is Remedy.TIDY:
+                    _put_extra_aside(broken.store)
+                    _store_is_right(stored_row(broken.store), done)
+                elif action is Remedy.ROW and broken.row is not None:
+                    _store_is_right(broken.row, done)
+                elif action is Remedy.SET_ASIDE:
+                    _set_aside(broken, done, _without_source(broken, listing))
             on_result()
+        _leave_without_root(to_build, done, workspace)
         rebuilt = []
         for job, outcome in _rebuilt(to_build, done, workspace, client, stop):
             if isinstance(outcome, CacheRow):
                 _store_is_right(outcome, done)
                 rebuilt.append(outcome.case)
+            elif outcome.code in PASSING_CODES:
+                _leave(outcome.case, done, f"{outcome.code}: {outcome.reason}")
             else:
-                _set_aside(to_build[job.source.case], done, outcome)
+                with _left_on_error(outcome.case, done):
+                    _set_aside(to_build[job.source.case], done, outcome)
             on_result()
         _check_again(rebuilt, done, client)
     finally:
@@ -187,6 +198,32 @@ def _name(listing: Listing) -> str:
 def _store_is_right(row: CacheRow, done: Repair) -> None:
     done.rows.append(row)
     done.results[row.case] = Result.REPAIRED
+
+
+def _leave(case: str, done: Repair, reason: str) -> None:
+    done.results[case] = Result.LEFT
+    done.reasons[case] = reason
+
+
+@contextmanager
+def _left_on_error(case: str, done: Repair) -> Iterator[None]:
+    """A store that the disk does not let be mended is left; the others are not given up for it."""
+    try:
+        yield
+    except (OSError, StoreError) as error:
+        _leave(case, done, str(error))
+
+
+def _leave_without_root(to_build: dict[str, Broken], done: Repair, workspace: Workspace) -> None:
+    """Take out what is made from a source folder that is not there: it may not be mounted."""
+    dataset = _name(done.found.listing)
+    for root, cases in cases_by_root(workspace, dataset, to_build).items():
+        try:
+            require_roots(dataset, {root})
+        except WorkspaceError as error:
+            for case in cases:
+                _leave(case, done, str(error))
+                del to_build[case]
 
 
 def _put_extra_aside(store: Path) -> None:
@@ -250,18 +287,33 @@ def _rebuilt(
     if client is None:
         raise BuildError("there are stores to build again and no Dask client")
     profiles = _profiles(to_build, done)
-    for store in (to_build[case].store for cases in profiles.values() for case in cases):
-        if store.is_dir() and not store.is_symlink():
-            _put_extra_aside(store)
-        elif _exists(store):  # nothing but a folder gives way to a folder
-            store.rename(_hidden(store))
+    hidden: dict[str, Path | None] = {}
+    for cases in profiles.values():
+        for case in list(cases):
+            with _left_on_error(case, done):
+                hidden[case] = _make_room(to_build[case].store)
+            if case in done.results:
+                cases.remove(case)
     dataset = _name(done.found.listing)
     jobs = (
         job
         for profile, cases in profiles.items()
         for job in usable_jobs(dataset, workspace, profile, cases)
     )
-    yield from run_jobs(jobs, client, stop)
+    for job, outcome in run_jobs(jobs, client, stop):
+        aside = hidden[outcome.case]
+        if aside is not None and getattr(outcome, "code", "") in PASSING_CODES:
+            aside.rename(to_build[outcome.case].store)  # it is left as it was
+        yield job, outcome
+
+
+def _make_room(store: Path) -> Path | None:
+    """Leave nothing in a store's place but a folder of its own; says what another thing became."""
+    if store.is_dir() and not store.is_symlink():
+        _put_extra_aside(store)
+    elif _exists(store):  # nothing but a folder gives way to a folder
+        return store.rename(_hidden(store))
+    return None
 
 
 def _profiles(to_build: dict[str, Broken], done: Repair) -> dict[Profile, list[str]]:

@@ -33,6 +33,9 @@ _BLOSC_HEADER = 16
 """Bytes before the data of a blosc frame; it never gets longer by more than these."""
 _BLOSC_FORMATS = {"lz4": 1, "lz4hc": 1, "zstd": 4}
 """Bits 5 to 7 of a frame's flags; lz4hc writes what lz4 reads."""
+_SHUFFLE_FLAGS = {"noshuffle": 0, "shuffle": 0b001, "bitshuffle": 0b100}
+_STORED_PLAIN = 0b010
+"""Flag of a frame that did not get smaller, and holds its bytes as they are."""
 _READ_BYTES = 2**20
 
 
@@ -178,7 +181,20 @@ class ShardCheck:
                 f"it is blosc format {flags >> 5} with elements of {typesize} bytes; the codec is "
                 f"{cname} with {self.intensity.dtype.itemsize}"
             )
-        return ""
+        return self._wrong_shuffle(flags)
+
+    def _wrong_shuffle(self, flags: int) -> str:
+        """Whether a frame's flags name another shuffle than the codec; empty when all is well."""
+        shuffle, itemsize = self.level.codec.shuffle, self.intensity.dtype.itemsize
+        # Shuffling the bytes of elements that have one changes nothing, flagged or not.
+        compared = 0b101 if itemsize > 1 else 0b100
+        found = flags & compared
+        if flags & _STORED_PLAIN or found == _SHUFFLE_FLAGS[shuffle] & compared:
+            return ""
+        name = next(
+            (name for name, bits in _SHUFFLE_FLAGS.items() if bits == found), "two shuffles"
+        )
+        return f"it is coded with {name}, the codec has {shuffle}"
 
     def _check_values(self, inside: NDArray[Any], whole: NDArray[Any], chunk: Triple) -> None:
         illegal = illegal_values(inside, self.intensity)
@@ -201,9 +217,11 @@ def illegal_values(stored: NDArray[Any], intensity: Intensity) -> NDArray[np.boo
     if intensity.kind == "window":
         illegal: NDArray[np.bool_] = (stored == 0) | (stored > intensity.codes)
         return illegal
-    illegal = (stored < intensity.low) | (stored > intensity.high)
+    # With some steps, the end of the range is rounded to a value below it.
+    (highest,) = intensity.encode(np.array([intensity.high], dtype=np.int16))
+    illegal = (stored < intensity.low) | (stored > highest)
     if intensity.step > 1:
-        # int32: what is out of range may be as far off as int16 goes.
-        steps = stored.astype(np.int32) - intensity.low
-        illegal |= (steps % intensity.step != 0) & (stored != intensity.high)
+        # Within the range no difference leaves int16; what is beyond is illegal already.
+        steps = stored - np.int16(intensity.low)
+        illegal |= (steps % intensity.step != 0) & (stored != highest)
     return illegal

@@ -86,7 +86,7 @@ def unexpected_files(path: Path, levels: Collection[str]) -> list[str]:
 
     Args:
         path: folder of the store.
-        levels: names of the folders of its levels.
+        levels: names of the folders of its levels; what a link leads to is not looked at.
 
     Raises:
         OSError: a folder cannot be listed.
@@ -95,7 +95,7 @@ def unexpected_files(path: Path, levels: Collection[str]) -> list[str]:
     extra = [entry.name for entry in path.iterdir() if entry.name not in expected]
     for level in levels:
         folder = path / level
-        if folder.is_dir():
+        if folder.is_dir() and not folder.is_symlink():
             names = {entry.name for entry in folder.iterdir()} - {DOCUMENT, SHARD_KEY}
             extra += [f"{level}/{name}" for name in names]
     return sorted(extra)
@@ -138,8 +138,12 @@ def _layout(path: Path, attributes: StoreAttributes) -> Iterator[Fault]:
     if path.name != f"{attributes.case}{STORE_SUFFIX}":
         detail = f"the folder is {path.name!r}, the attributes say case {attributes.case!r}"
         yield Fault("store.name", detail)
+    levels = [level.path for level in attributes.levels]
+    for number, level in enumerate(levels):
+        if (path / level).is_symlink():
+            yield _file_fault(level, _LinkError(), number)
     try:
-        for name in unexpected_files(path, [level.path for level in attributes.levels]):
+        for name in unexpected_files(path, levels):
             yield Fault("store.unexpected_file", f"{name!r} does not belong here", printable(name))
     except OSError as error:
         yield _unreadable("", error)
@@ -184,9 +188,7 @@ def _shards(path: Path, attributes: StoreAttributes, *, deep: bool) -> Iterator[
         voxels = VoxelCheck(attributes, number, expected)
         expected = None
         try:
-            # A pipe or a device in place of the file would be waited for without end.
-            if not stat.S_ISREG((path / check.file).stat().st_mode):
-                raise FileNotFoundError
+            _require_file(path / check.file)
             with (path / check.file).open("rb") as file:
                 lengths = check.lengths(file)
                 if deep:
@@ -213,10 +215,27 @@ def _document(path: Path) -> bytes:
     Raises:
         OSError: it is not there, no file, or cannot be read.
     """
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise FileNotFoundError
+    _require_file(path)
     with path.open("rb") as file:
         return file.read(_LARGEST_DOCUMENT)
+
+
+def _require_file(path: Path) -> None:
+    """Check that there is a file of that name, and no link to one.
+
+    Raises:
+        OSError: there is none.
+    """
+    mode = path.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        raise _LinkError
+    # A pipe or a device in place of the file would be waited for without end.
+    if not stat.S_ISREG(mode):
+        raise FileNotFoundError
+
+
+class _LinkError(OSError):
+    """A link in place of a file or folder: what it leads to may change, or be someone else's."""
 
 
 def _parsed(text: bytes) -> object:
@@ -232,6 +251,8 @@ def printable(name: str) -> str:
 
 
 def _file_fault(file: str, error: OSError, level: int | None = None) -> Fault:
+    if isinstance(error, _LinkError):
+        return Fault("store.link", "it is a symbolic link, a store holds none", file, level)
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return Fault("store.file_missing", "it is not there, or no file", file, level)
     return _unreadable(file, error, level)

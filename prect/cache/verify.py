@@ -187,6 +187,8 @@ class Verification:
     """By case."""
     stale: int = 0
     """Whole stores that build-cache would build again, and so are in no manifest."""
+    not_yet_listed: int = 0
+    """Whole stores without a row while a build is at work: it lists them as it goes on."""
     orphans: int = 0
     """Stores whose volume is not usable any more; they are checked like others."""
     half_written: int = 0
@@ -208,7 +210,14 @@ class Verification:
     @property
     def sound(self) -> bool:
         """Whether nothing is broken, the manifest included."""
-        return not self.broken and self.listing.manifest in (Manifest.WHOLE, Manifest.NONE)
+        return not self.broken and self.manifest_sound
+
+    @property
+    def manifest_sound(self) -> bool:
+        """Whether the manifest is as it must be; that of a first build is written by and by."""
+        if self.listing.building and self.listing.manifest is Manifest.MISSING:
+            return True
+        return self.listing.manifest in (Manifest.WHOLE, Manifest.NONE)
 
     def add(self, checked: Checked) -> None:
         """Count what a worker found."""
@@ -220,6 +229,8 @@ class Verification:
             unlisted = broken.row is not None and broken.faults[0].code == "store.no_row"
             if unlisted and broken.row is not None and not expected.lists(broken.row):
                 self.stale += not expected.is_orphan(broken.case)
+            elif unlisted and self.listing.building:
+                self.not_yet_listed += 1
             else:
                 self.broken.append(broken)
         rows = [row for row in checked.rows if expected.lists(row)]
@@ -231,6 +242,8 @@ class Verification:
         listing = self.listing
         if listing.dataset is None:
             return
+        if listing.building and listing.manifest is Manifest.MISSING:
+            self.not_yet_listed = self.whole
         self.orphans = sum(map(listing.expected.is_orphan, listing.on_disk))
         self.half_written = len(leftovers(listing.folder))
         self.set_aside = sum(1 for _ in listing.folder.glob(f".*{BROKEN_MARK}*"))

@@ -9,8 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import secrets
-import shutil
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,13 +33,13 @@ from prect.cache.format import (
     group_bytes,
     pack_occupancy,
 )
+from prect.cache.hidden import Mark, delete, hidden_name, is_folder, is_temporary
 from prect.cache.intensity import Intensity
 from prect.files import sync_folder, take_lock
 from prect.units import Triple, Vector
 
 _SHUFFLE = {"noshuffle": blosc.NOSHUFFLE, "shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
 _GROUP_FILE = "zarr.json"
-TEMPORARY_MARK = ".tmp-"
 BODY_HU = -500
 """Voxels above count as body in the occupancy of a chunk, unless the writer is told otherwise."""
 
@@ -57,7 +55,9 @@ def pool(volume: NDArray[np.int16]) -> NDArray[np.int16]:
     Returns:
         (ceil(z / 2), ceil(y / 2), ceil(x / 2)) int16 HU.
     """
-    even = np.pad(volume, [(0, n % 2) for n in volume.shape], mode="edge")
+    even = volume
+    if any(n % 2 for n in volume.shape):  # NumPy would copy even if there is nothing to add
+        even = np.pad(volume, [(0, n % 2) for n in volume.shape], mode="edge")
     total = np.zeros(tuple(n // 2 for n in even.shape), dtype=np.int32)
     for z, y, x in product((0, 1), repeat=3):
         total += even[z::2, y::2, x::2]
@@ -187,7 +187,7 @@ class StoreWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._temporary = path
+        self._temporary: Path | None = None
         self._group: BinaryIO | None = None
         self._committed = False
 
@@ -195,7 +195,7 @@ class StoreWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             while self._group is None:
-                self._temporary = self._hidden()
+                self._temporary = hidden_name(self.path, Mark.TEMPORARY)
                 self._temporary.mkdir()
                 # Between these steps another process may take the folder for a leftover.
                 with suppress(FileNotFoundError):
@@ -206,12 +206,12 @@ class StoreWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._committed:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-        if self._group is not None:
-            # What could not be written stays in the buffer, and must not be written now.
+        if self._temporary is not None and not self._committed:
+            # Whatever stays is a leftover, and must not hide the error that ended the block.
             with suppress(OSError):
-                self._group.close()
+                delete(self._temporary, self._group)
+        elif self._group is not None:
+            self._group.close()
 
     def write_levels(
         self,
@@ -239,6 +239,8 @@ class StoreWriter:
         Raises:
             OSError: the disk is full, or cannot be written.
         """
+        if self._temporary is None:
+            raise ValueError("write_levels outside of the with block")
         intensity = intensity or Intensity()
         levels = []
         for number in range(count):
@@ -278,7 +280,7 @@ class StoreWriter:
         Raises:
             OSError: the disk is full, or cannot be written; an older store stays.
         """
-        if self._group is None:
+        if self._group is None or self._temporary is None:
             raise ValueError("commit outside of the with block")
         self._group.write(group_bytes(attributes))
         _flush(self._group)
@@ -286,7 +288,7 @@ class StoreWriter:
         aside: list[Path] = []
         try:
             while not self._committed:
-                self._take_name(aside)
+                self._take_name(self._temporary, aside)
         except BaseException:
             if aside:
                 with suppress(OSError):
@@ -294,25 +296,23 @@ class StoreWriter:
             raise
         sync_folder(self.path.parent)
         for old in aside:
-            shutil.rmtree(old, ignore_errors=True)
+            with suppress(OSError):  # the new store is there; this one is left to be cleared
+                delete(old)
 
-    def _take_name(self, aside: list[Path]) -> None:
+    def _take_name(self, temporary: Path, aside: list[Path]) -> None:
         """Give the store its name if that is free; else set aside what has it."""
         try:
-            self._temporary.rename(self.path)
+            temporary.rename(self.path)
             self._committed = True
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            # Not a directory: it is a link, which gives way as a folder does.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
             # Another writer of the same store may be as far; whoever is last wins.
-            old = self._hidden("-old")
+            old = hidden_name(self.path, Mark.TEMPORARY, "-old")
             with suppress(FileNotFoundError):
                 self.path.rename(old)
                 aside.append(old)
-
-    def _hidden(self, end: str = "") -> Path:
-        token = secrets.token_hex(6)
-        return self.path.with_name(f".{self.path.name}{TEMPORARY_MARK}{token}{end}")
 
 
 def _locked_file(path: Path) -> BinaryIO:
@@ -325,7 +325,8 @@ def _locked_file(path: Path) -> BinaryIO:
     file = path.open("xb")
     try:
         take_lock(file, path, wait=True)
-        if os.fstat(file.fileno()).st_nlink == 0:
+        # Who removed it before the lock was there has taken its name, if not the file (NFS).
+        if not os.path.samestat(path.stat(), os.fstat(file.fileno())):
             raise FileNotFoundError(errno.ENOENT, "removed by another process", str(path))
     except BaseException:
         file.close()
@@ -334,22 +335,42 @@ def _locked_file(path: Path) -> BinaryIO:
 
 
 @contextmanager
-def abandoned(folder: Path) -> Iterator[bool]:
-    """Whether no living process writes the temporary store ``folder``; so for the whole block."""
+def abandoned(folder: Path) -> Iterator[BinaryIO | None]:
+    """Lock the temporary store ``folder`` for the block, to look at it or to delete it.
+
+    Yields:
+        Its lock file, or ``None`` if there is none: its writer died before it made the file, or
+        who removed it did after that.
+
+    Raises:
+        BlockingIOError: a living process writes it.
+    """
     path = folder / _GROUP_FILE
     try:
-        file = path.open("r+b")
+        file = path.open("r+b") if is_folder(folder) else None
     except FileNotFoundError:
-        # Its writer died before it made the file, or who removed it did after that.
-        yield True
+        file = None
+    if file is None:
+        yield None
         return
     with file:
-        yield take_lock(file, path, wait=False)
+        if not take_lock(file, path, wait=False):
+            raise BlockingIOError(errno.EWOULDBLOCK, "is being written", str(folder))
+        yield file
+
+
+def is_abandoned(folder: Path) -> bool:
+    """Whether no living process writes the temporary store ``folder``."""
+    try:
+        with abandoned(folder):
+            return True
+    except BlockingIOError:
+        return False
 
 
 def leftovers(folder: Path) -> list[Path]:
     """The temporary stores in ``folder``, those that are being written too."""
-    return sorted(folder.glob(f".*{TEMPORARY_MARK}*"))
+    return sorted(path for path in folder.glob(".*") if is_temporary(path))
 
 
 def clear_leftovers(folder: Path) -> list[Path]:
@@ -361,21 +382,22 @@ def clear_leftovers(folder: Path) -> list[Path]:
 
 
 def remove_leftover(folder: Path) -> bool:
-    """Remove a temporary store, unless a living process writes it; whether it is gone."""
+    """Remove a temporary store, unless a living process uses it; whether it is gone."""
+    if is_folder(folder):
+        try:
+            # If it is empty, who is about to write into it will notice, and start again.
+            folder.rmdir()
+            return True
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY):
+                raise
     try:
-        # If it is empty, who is about to write into it will notice, and start again.
-        folder.rmdir()
-        return True
-    except FileNotFoundError:
-        return True
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-    with abandoned(folder) as free:
-        if free:
-            with suppress(FileNotFoundError):  # another process clears it too
-                shutil.rmtree(folder)
-        return free
+        with abandoned(folder) as lock:
+            return delete(folder, lock)
+    except BlockingIOError:
+        return False
 
 
 def store_bytes(path: Path) -> int:

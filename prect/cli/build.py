@@ -28,7 +28,6 @@ from prect.cli.console import (
 if TYPE_CHECKING:
     from prect.cache.build import Outcome, Report
     from prect.cache.plan import Plan
-    from prect.cache.profile import Profile
 
 
 class IntensityKind(StrEnum):
@@ -45,9 +44,12 @@ def build_cache(
     ] = None,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     profile: Annotated[
-        str,
-        typer.Option(help="iso1.5 (1.5 mm), voco2 (1.25 x 1.25 x 5 mm), or path of a TOML file."),
-    ] = "iso1.5",
+        str | None,
+        typer.Option(
+            help="iso1.5 (1.5 mm), voco2 (1.25 x 1.25 x 5 mm), or path of a TOML file; when left "
+            "out, that of the data set's last build, else iso1.5."
+        ),
+    ] = None,
     intensity: Annotated[
         IntensityKind | None,
         typer.Option(
@@ -107,36 +109,46 @@ def build_cache(
 ) -> None:
     """Convert every usable volume into a chunked store; what is stored already stays."""
     from prect.cache.plan import make_plan
-    from prect.cache.profile import load_profile
+    from prect.cache.profile import load_profile, read_profile
     from prect.errors import ManifestError
     from prect.workspace import Workspace
 
+    if sample is not None and not plan:
+        raise typer.BadParameter("--sample goes with --plan")
     place = Workspace(workspace)
     kind = None if intensity is None else intensity.value
-    recipe = load_profile(profile).stored_as(kind, hu_step, low_pass)
     names = list(dict.fromkeys(datasets or place.datasets()))
     if not names:
         raise ManifestError(
             f"nothing has been ingested in {workspace}; run: prect ingest NAME --source DIR"
         )
+    base = None if profile is None else load_profile(profile)
+
+    def plan_of(name: str) -> Plan:
+        # A build that says nothing of the profile goes on with the one that is there.
+        last = place.profile(name)
+        known = base or (read_profile(last) if last.exists() else load_profile("iso1.5"))
+        recipe = known.stored_as(kind, hu_step, low_pass)
+        return make_plan(name, place, recipe, retry=retry_quarantined)
+
     if plan or dry_run:
-        plans = [make_plan(name, place, recipe, retry=retry_quarantined) for name in names]
+        plans = [plan_of(name) for name in names]
         if plan:
             from prect.cli.planning import plan_build
 
             count = _worker_count(plans, workers, scheduler)
             plan_build(plans, workers=count, scheduler=scheduler, sample=sample, as_json=json)
         else:
-            _show_plans(plans, recipe, as_json=json)
+            _show_plans(plans, as_json=json)
         return
     with (
         interruptible("what is stored stays, run it again to go on"),
         graceful("what is in flight") as stop,
         place.lock("build-cache"),
     ):
-        plans = [make_plan(name, place, recipe, retry=retry_quarantined) for name in names]
+        plans = [plan_of(name) for name in names]
         reports = _build(plans, workers, scheduler, dashboard, stop, quiet=json)
-    _show_reports(reports, recipe, as_json=json)
+    _show_reports(reports, as_json=json)
     if any(report.interrupted for report in reports):
         raise typer.Exit(ExitCode.INTERRUPTED)
     if strict and any(report.quarantine for report in reports):
@@ -152,7 +164,7 @@ def _build(
     *,
     quiet: bool,
 ) -> list[Report]:
-    from prect.cache.build import build
+    from prect.cache.build import Report, build
     from prect.cluster import cluster
     from prect.cluster import dashboard as dashboard_link
     from prect.manifests.stores import QuarantineRow
@@ -161,9 +173,9 @@ def _build(
     with ExitStack() as stack:
         client = None
         if total:
-            _say_stale(plans)
             count = _worker_count(plans, workers, scheduler)
             client = stack.enter_context(cluster(min(count, total), scheduler, dashboard))
+            _say_stale(plans)
             link = dashboard_link(client)
             if link is not None and not quiet:
                 console.print(f"Dask dashboard: {link}")
@@ -177,18 +189,22 @@ def _build(
             note = f", {failed} quarantined" if failed else ""
             progress.update(task, advance=1, description=f"build-cache{note}")
 
-        return [build(plan, client, on_outcome, stop) for plan in plans]
+        # A data set that is not begun keeps the manifest it has.
+        return [
+            Report.begun(plan) if plan.todo and stop() else build(plan, client, on_outcome, stop)
+            for plan in plans
+        ]
 
 
 def _worker_count(plans: list[Plan], workers: int | None, scheduler: str | None) -> int:
     """Local processes; a warning when so many may not fit into memory."""
     from prect.cache.memory import available_memory, default_workers, memory_needed
 
-    largest = [plan.largest for plan in plans if plan.todo]
-    fit = default_workers(largest)
+    largest = max((plan.largest for plan in plans), default=0)
+    fit = default_workers([(largest,)])
     if scheduler is not None or not largest:
         return workers or fit
-    needed = max(map(memory_needed, largest))
+    needed = memory_needed((largest,))
     if (workers or fit) * needed > available_memory():
         console.print(
             f"warning: {workers or fit} workers may hold {human_bytes(needed)} each, and "
@@ -200,13 +216,16 @@ def _worker_count(plans: list[Plan], workers: int | None, scheduler: str | None)
 def _say_stale(plans: list[Plan]) -> None:
     for plan in plans:
         for reason, count in plan.stale.items():
-            console.print(f"{plan.dataset}: {count} stores are built again ({reason})")
+            console.print(
+                f"{plan.dataset}: {count} stores are built again ({reason}), as {_in_words(plan)}"
+            )
 
 
-def _show_plans(plans: list[Plan], recipe: Profile, *, as_json: bool) -> None:
+def _show_plans(plans: list[Plan], *, as_json: bool) -> None:
     summaries = [
         {
             "dataset": plan.dataset,
+            "profile": _in_words(plan),
             "candidates": plan.sources,
             "usable": plan.usable,
             "kept": len(plan.kept),
@@ -217,18 +236,17 @@ def _show_plans(plans: list[Plan], recipe: Profile, *, as_json: bool) -> None:
         for plan in plans
     ]
     if as_json:
-        emit_json({"dry_run": True, "profile": _profile_facts(recipe), "datasets": summaries})
+        emit_json({"dry_run": True, "datasets": summaries})
         return
     _say_stale(plans)
-    _print_summaries(f"what would be built, {_in_words(recipe)}", summaries)
+    _print_summaries("what would be built", summaries)
 
 
-def _show_reports(reports: list[Report], recipe: Profile, *, as_json: bool) -> None:
-    summaries = [report.summary() for report in reports]
+def _show_reports(reports: list[Report], *, as_json: bool) -> None:
+    summaries = [{**report.summary(), "profile": _in_words(report.plan)} for report in reports]
     interrupted = any(report.interrupted for report in reports)
     if as_json:
-        facts = {"dry_run": False, "interrupted": interrupted, "profile": _profile_facts(recipe)}
-        emit_json(facts | {"datasets": summaries})
+        emit_json({"dry_run": False, "interrupted": interrupted, "datasets": summaries})
         return
     shown = [
         {
@@ -238,7 +256,7 @@ def _show_reports(reports: list[Report], recipe: Profile, *, as_json: bool) -> N
         }
         for summary in summaries
     ]
-    _print_summaries(f"usable = stored + quarantined + pending; {_in_words(recipe)}", shown)
+    _print_summaries("usable = stored + quarantined + pending", shown)
     for report in reports:
         for row in report.quarantine:
             console.print(f"quarantined {row.dataset}/{row.case}: {row.code}: {row.reason}")
@@ -248,12 +266,8 @@ def _show_reports(reports: list[Report], recipe: Profile, *, as_json: bool) -> N
         console.print("interrupted; what is stored stays, run it again to go on")
 
 
-def _profile_facts(recipe: Profile) -> dict[str, Any]:
-    return {"name": recipe.name, "digest": recipe.digest, "intensity": str(recipe.intensity)}
-
-
-def _in_words(recipe: Profile) -> str:
-    return f"profile {recipe.name}, {recipe.intensity}"
+def _in_words(plan: Plan) -> str:
+    return f"{plan.profile.name}, {plan.profile.intensity}"
 
 
 def _print_summaries(title: str, summaries: list[dict[str, Any]]) -> None:

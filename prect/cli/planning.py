@@ -241,7 +241,7 @@ def _remarks(estimate: Estimate) -> list[str]:
     if total.stored_bytes.low is None:
         remarks.append("one volume says nothing of the spread; try more with --sample")
     remarks.append(
-        "ranges hold in 95 of 100 samples; slower disks and caches that are already warm are "
+        "ranges hold in about 95 of 100 samples; slower disks and caches that are already warm are "
         "not in them"
     )
     return remarks

@@ -121,6 +121,8 @@ def remove(
     if not plan.empty:
         rows = f"{left.sources} source rows and {left.stores} stores"
         console.print(f"removed; {rows} of {dataset} stay")
+    for path in done.kept:
+        console.print(f"left, since prect did not make it: {path}")
     if done.taken.sources:
         console.print(
             "The foreign files stay where they are: the next ingest finds them again, unless they "

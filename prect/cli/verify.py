@@ -82,8 +82,9 @@ def verify(
     json: JsonOption = False,
 ) -> None:
     """Check every store, and the manifest against them; exit with status 1 if one is broken."""
-    from prect.cache.inventory import list_outside, list_stores
+    from prect.cache.inventory import is_building, list_outside, list_stores
     from prect.errors import ManifestError
+    from prect.manifests.cases import known_datasets
     from prect.workspace import Workspace
 
     place = Workspace(workspace)
@@ -91,14 +92,18 @@ def verify(
     if stores and writes:
         raise typer.BadParameter("a store outside of a workspace can be verified, not repaired")
     with interruptible("run it again to go on"), ExitStack() as stack:
-        if writes and not dry_run:
-            stack.enter_context(place.lock("build-cache"))
-        listings = list_stores(place, datasets or ()) if datasets or not stores else []
-        listings += [list_outside(store) for store in stores or ()]
-        if not listings:
+        if not stores and not known_datasets(place):  # a mistyped folder is not made
             raise ManifestError(
                 f"there is no data set in {workspace}; run: prect ingest NAME --source DIR"
             )
+        building = False
+        if writes and not dry_run:
+            stack.enter_context(place.lock("build-cache"))
+        else:
+            building = is_building(place)
+        of_workspace = datasets or not stores
+        listings = list_stores(place, datasets or (), building=building) if of_workspace else []
+        listings += [list_outside(store) for store in stores or ()]
         client = None
         if scheduler or workers or _is_long(listings, deep=deep):
             client = _client(stack, listings, workers, scheduler)
@@ -213,6 +218,7 @@ def _counts(found: Verification, repaired: Repair | None) -> dict[str, int]:
         counts["left"] = results["left as it is"]
     return counts | {
         "stale": found.stale,
+        "not_yet_listed": found.not_yet_listed,
         "orphans": found.orphans,
         "half_written": found.half_written,
         "set_aside": found.set_aside,
@@ -314,7 +320,12 @@ def _show_broken(found: Verification, repaired: Repair | None, *, would_repair: 
         _show_faults(each)
     if len(found.broken) > _STORES_TOLD:
         console.print(f"and {len(found.broken) - _STORES_TOLD} more; --json names all of them")
-    written = repaired is not None and repaired.manifest_written
+    if found.not_yet_listed:
+        console.print(
+            f"{listing.dataset}: a build is at work; {found.not_yet_listed} whole stores are not "
+            "yet listed"
+        )
+    written = (repaired is not None and repaired.manifest_written) or found.manifest_sound
     if listing.manifest in (Manifest.MISSING, Manifest.DAMAGED) and not written:
         console.print(f"{listing.dataset}: the cache manifest is {listing.manifest.value}")
 

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from prect.errors import ManifestError
+from prect.errors import ManifestError, WorkspaceError
 from prect.manifests.sources import read_source_table
 from prect.manifests.stores import read_cache_table, read_quarantine
-from prect.workspace import STORE_SUFFIX, Workspace
+from prect.workspace import STORE_SUFFIX, Workspace, check_name
 
 _SHOWN = 5
 
@@ -32,10 +32,24 @@ def known_datasets(workspace: Workspace) -> list[str]:
     """Names of the data sets that have a manifest or a store in the workspace, sorted.
 
     Stores that were passed on come without a source manifest, so these are more than the
-    ingested ones.
+    ingested ones. Folders with other names than a data set may have, such as the ``lost+found``
+    of a disk that is mounted there, are none of them.
     """
-    folders = [*workspace.manifests.glob("*/"), *workspace.cache.glob("*/")]
-    return sorted({folder.name for folder in folders if not folder.name.startswith(".")})
+    folders = [*named_folders(workspace.manifests), *named_folders(workspace.cache)]
+    return sorted({folder.name for folder in folders})
+
+
+def named_folders(parent: Path) -> list[Path]:
+    """The folders in ``parent`` with names that a data set or a run may have, sorted."""
+    return sorted(folder for folder in parent.glob("*/") if _is_name(folder.name))
+
+
+def _is_name(name: str) -> bool:
+    try:
+        check_name(name, "folder")
+    except WorkspaceError:
+        return False
+    return True
 
 
 class CaseIndex:

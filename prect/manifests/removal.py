@@ -8,8 +8,8 @@ source manifest is where a removal becomes final.
 from __future__ import annotations
 
 import json
+import re
 import secrets
-import shutil
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,12 @@ from prect.workspace import Workspace
 REMOVED_MARK = ".removed-"
 """Part of the hidden name of what is being deleted."""
 _REMOVED = "removed"
+_ASIDE = r"\.(\d+\.tmp|removed-[0-9a-f]+)"
+_NAMES = r"(sources|cache|quarantine)\.parquet|card\.yaml|history\.jsonl|profile\.json"
+_MANIFEST = re.compile(rf"({_NAMES})|\.({_NAMES}){_ASIDE}")
+"""Files that a manifests folder may hold, and their hidden forms."""
+_PART = re.compile(rf"\d+\.parquet|\.\d+\.parquet{_ASIDE}")
+"""The same of a journal."""
 
 Changes = dict[str, dict[str, int]]
 """By data set, how many rows change their verdict, and how (``duplicate -> accepted``)."""
@@ -159,10 +165,15 @@ def take_out_all(workspace: Workspace, dataset: str) -> Changes:
         ManifestError: it is a test set that is kept out, or another data set's manifest is damaged.
     """
     require_test_sets(workspace, dataset, None)
+    path = workspace.sources(dataset)
+    if path.parent.is_symlink():  # what it points to is not touched
+        changes = decide_without(workspace, dataset, None, write=True)
+        _record_changes(workspace, dataset, changes)
+        path.parent.unlink()
+        return changes
     # First: stores without a source manifest are taken as they are, duplicates and all.
     workspace.cache_manifest(dataset).unlink(missing_ok=True)
     workspace.quarantine(dataset).unlink(missing_ok=True)
-    path = workspace.sources(dataset)
     if path.exists():
         path.rename(hidden_name(path))
         sync_folder(path.parent)
@@ -171,11 +182,30 @@ def take_out_all(workspace: Workspace, dataset: str) -> Changes:
     return changes
 
 
-def delete_manifests(workspace: Workspace, dataset: str) -> None:
-    """Delete what `take_out_all` left: card, history, journal."""
+def delete_manifests(workspace: Workspace, dataset: str) -> list[Path]:
+    """Delete what `take_out_all` left: card, history, journal; return what is not of our making.
+
+    The folder goes when it is empty.
+    """
     folder = workspace.sources(dataset).parent
-    if folder.exists():
-        shutil.rmtree(folder)
+    if not folder.is_dir():
+        return []
+    return [*_delete_folder(workspace.journal(dataset), _PART), *_delete_folder(folder, _MANIFEST)]
+
+
+def _delete_folder(folder: Path, ours: re.Pattern[str]) -> list[Path]:
+    """Delete our files in a folder, and the folder if it is empty then; return what is left."""
+    if folder.is_symlink():
+        folder.unlink()  # never what lies elsewhere
+    if not folder.is_dir():
+        return []
+    for path in folder.iterdir():
+        if ours.fullmatch(path.name) and (path.is_symlink() or path.is_file()):
+            path.unlink()
+    kept = sorted(folder.iterdir())
+    if not kept:
+        folder.rmdir()
+    return kept
 
 
 def removed_before(workspace: Workspace, dataset: str) -> Iterator[tuple[str, str]]:

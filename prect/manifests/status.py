@@ -68,7 +68,7 @@ def dataset_status(workspace: Workspace, dataset: str) -> DatasetStatus:
         candidates=len(sources),
         verdicts=count_verdicts(sources),
         codes=count_codes(sources),
-        examples=code_examples(sources),
+        examples=code_examples(sources) | {row.code: f"{row.case}: {row.reason}" for row in failed},
         usable=len(usable),
         stored=len(usable & stored),
         quarantined=len(failed),

@@ -125,6 +125,8 @@ class QuarantineRow:
     profile: str
     code: str
     reason: str
+    made_from: str = ""
+    """As of a store: the failure stands as long as the source is judged to be the same."""
 
 
 QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in QuarantineRow.__dataclass_fields__])
@@ -201,6 +203,9 @@ class CacheTable:
     """(N, 2) lowest and highest HU that a store tells apart."""
     profile: list[str]
     source_digest: list[str]
+    made_from: list[str]
+    store_digest: list[str]
+    """Of the stores' attributes, and so of every byte of them."""
     digest: str
     """Digest of all rows in order: the manifest digest that samples and checkpoints refer to."""
 
@@ -221,8 +226,10 @@ _TABLE_COLUMNS = [
     "levels",
     "hu_low",
     "hu_high",
+    "digest",
     "profile",
     "source_digest",
+    "made_from",
 ]
 
 
@@ -267,12 +274,15 @@ def load_cache_table(workspace: Workspace, datasets: Sequence[str]) -> CacheTabl
         )
     columns = {name: table[name].combine_chunks() for name in _TABLE_COLUMNS}
     strings = {n: c.to_pylist() for n, c in columns.items() if pa.types.is_string(c.type)}
+    # A store that was built again with other versions of the libraries holds the same voxels.
+    store_digest = strings.pop("digest")
     shape = columns["shape"].flatten().to_numpy(zero_copy_only=False).reshape(-1, 3)
     spacing = columns["spacing"].flatten().to_numpy(zero_copy_only=False).reshape(-1, 3)
     levels = columns["levels"].to_numpy(zero_copy_only=False)
     hu_range = np.stack([columns[name].to_numpy() for name in ("hu_low", "hu_high")], axis=1)
     return CacheTable(
         **strings,
+        store_digest=store_digest,
         hu_range=hu_range,
         shape=shape,
         spacing=spacing,

@@ -80,10 +80,13 @@ def _check_stores(workspace: Workspace, table: CacheTable) -> None:
     for row in np.unique(np.linspace(0, len(table) - 1, _CHECKED_STORES).astype(int)):
         path = table.store(workspace, row)
         with StoreReader(path, expected_profile=table.profile[row]) as reader:
-            if reader.attributes.source_digest != table.source_digest[row]:
+            attributes = reader.attributes
+            found = attributes.source_digest, attributes.made_from, attributes.digest
+            listed = table.source_digest[row], table.made_from[row], table.store_digest[row]
+            if found != listed:
                 raise StoreError(
-                    f"{path} was built from another source than its manifest says; "
-                    f"run: prect verify {table.dataset[row]}"
+                    f"{path} was built from another source, or at another time, than its manifest "
+                    f"says; run: prect verify {table.dataset[row]}"
                 )
 
 
@@ -95,8 +98,8 @@ def _check_window(table: CacheTable, window: tuple[float, float]) -> None:
         if (low > max(window[0], HU_MIN)) or (high < min(window[1], HU_MAX)):
             raise ConfigError(
                 f"view.window is {window[0]:g}..{window[1]:g} HU, but the stores of "
-                f"{table.dataset[row]} hold {low}..{high} HU only; choose a window inside, or run: "
-                f"prect build-cache {table.dataset[row]} --intensity hu"
+                f"{table.dataset[row]} hold {low}..{high} HU only; choose a window inside, or "
+                "build them again with --intensity hu and the --profile they have"
             )
 
 

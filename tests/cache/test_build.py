@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import random
 import shutil
@@ -9,18 +11,26 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from prect.cache.build import build, make_plan
-from prect.cache.convert import Job, convert, identity
+from prect.cache.convert import Job, convert, identity, quarantine
+from prect.cache.format import group_bytes
 from prect.cache.plan import State, store_state
-from prect.cache.profile import Profile, load_profile
+from prect.cache.profile import Profile, load_profile, profile_digest
 from prect.cache.reader import StoreReader
 from prect.cluster import cluster
-from prect.errors import ClusterError, ConfigError, ManifestError, WorkspaceError
+from prect.errors import (
+    ClusterError,
+    ConfigError,
+    ManifestError,
+    StoreVersionError,
+    WorkspaceError,
+)
 from prect.ingest.survey import survey
 from prect.manifests.cards import Card, generic_card
 from prect.manifests.commit import set_excluded_benchmarks
@@ -33,6 +43,8 @@ from prect.manifests.stores import (
     load_cache_table,
     read_cache_rows,
     read_quarantine,
+    write_cache_rows,
+    write_quarantine,
 )
 from prect.phantom import ORGANS, make_case
 from prect.phantom.write import write_case
@@ -44,7 +56,7 @@ PROFILE = load_profile("iso1.5")
 
 
 def state(job: Job) -> State:
-    return store_state(job.store, job.profile.digest, identity(job.source))
+    return store_state(job.store, job.profile, identity(job.source))
 
 
 def store_files(folder: Path) -> dict[str, bytes]:
@@ -377,3 +389,116 @@ def test_a_read_error_is_a_fault_of_the_place(
         "cannot be read: Input/output error",
     )
     assert not job.store.exists()
+
+
+def unlisted(tmp_path: Path) -> tuple[Workspace, Job]:
+    """A store that no manifest tells of, as a killed build leaves it."""
+    workspace, _ = ingested(tmp_path, "a")
+    (job,) = make_plan("d", workspace, PROFILE).jobs()
+    convert(job)
+    return workspace, job
+
+
+@pytest.mark.parametrize(
+    ("sound", "damaged"),
+    [
+        ('"patient": "', '"patient": "0'),
+        ('"made_from"', '"nade_from"'),
+        ('_version": 1', '_version": 7'),
+    ],
+)
+def test_an_unlisted_store_with_damaged_attributes_is_built_again(
+    tmp_path: Path, sound: str, damaged: str
+) -> None:
+    workspace, job = unlisted(tmp_path)
+    assert make_plan("d", workspace, PROFILE).adopted == 1
+    group = job.store / "zarr.json"
+    text = group.read_text()
+    assert sound in text
+    group.write_text(text.replace(sound, damaged, 1))
+    plan = make_plan("d", workspace, PROFILE)
+    assert (plan.adopted, plan.stale) == (0, {"incomplete or not readable": 1})
+
+
+def test_a_store_of_another_release_is_not_overwritten(tmp_path: Path) -> None:
+    workspace, job = unlisted(tmp_path)
+    document = json.loads((job.store / "zarr.json").read_text())
+    document["attributes"]["prect"] |= {"format_version": 7, "more": "unknown"}
+    (job.store / "zarr.json").write_text(json.dumps(document))
+    with pytest.raises(StoreVersionError, match="format version 7"):
+        make_plan("d", workspace, PROFILE)
+
+
+def test_a_profile_of_an_earlier_release_is_the_same(tmp_path: Path) -> None:
+    """A setting that came later, at its default, and another name change no byte."""
+    workspace, _ = ingested(tmp_path, "a")
+    with cluster(1) as client:
+        build(make_plan("d", workspace, PROFILE), client)
+    path = workspace.cache_manifest("d")
+    (row,) = read_cache_rows(path)
+    store = workspace.store("d", row.case)
+    with StoreReader(store) as reader:
+        attributes = reader.attributes
+    earlier = attributes.profile | {"name": "of-old"}
+    earlier["harmonisation"] = dict(earlier["harmonisation"])
+    del earlier["harmonisation"]["low_pass"]
+    changed = attributes.model_copy(
+        update={"profile": earlier, "profile_digest": profile_digest(earlier)}
+    )
+    (store / "zarr.json").write_bytes(group_bytes(changed))
+    write_cache_rows(path, [replace(row, profile=changed.profile_digest)])
+    assert changed.profile_digest != PROFILE.digest
+    assert len(make_plan("d", workspace, PROFILE).kept) == 1
+    assert make_plan("d", workspace, PROFILE.stored_as(step=2)).stale == {"another profile": 1}
+
+
+def test_a_wrong_profile_that_is_stopped_at_once_changes_no_manifest(tmp_path: Path) -> None:
+    workspace, _ = ingested(tmp_path, "a", "b")
+    with cluster(1) as client:
+        build(make_plan("d", workspace, PROFILE), client)
+        before = store_files(workspace.manifests)
+        other = make_plan("d", workspace, load_profile("voco2"))
+        report = build(other, client, stop=lambda: True)
+    assert report.interrupted
+    assert report.summary()["pending"] == 2
+    assert store_files(workspace.manifests) == before
+
+
+def test_too_little_memory_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, _ = ingested(tmp_path, "a")
+    (job,) = make_plan("d", workspace, PROFILE).jobs()
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    for name in ("prect.cache.writer.pool", "prect.cache.convert.harmonise"):
+        monkeypatch.setattr(name, fail)
+        outcome = convert(job)
+        assert isinstance(outcome, QuarantineRow)
+        assert outcome.code == "build.out_of_memory"
+        write_quarantine(workspace.quarantine("d"), [outcome])
+        assert len(make_plan("d", workspace, PROFILE).todo) == 1
+        monkeypatch.undo()
+
+
+def test_a_corrected_card_releases_the_quarantine(tmp_path: Path) -> None:
+    workspace, folder = ingested(tmp_path, "a")
+    (job,) = make_plan("d", workspace, PROFILE).jobs()
+    write_quarantine(workspace.quarantine("d"), [quarantine(job, "content.no_body", "-")])
+    assert len(make_plan("d", workspace, PROFILE).quarantined) == 1
+    rule = {"slope": 1.0, "intercept": -50.0, "reason": "-"}
+    survey(
+        Card.model_validate(generic_card("d").model_dump() | {"rescale": rule}), folder, workspace
+    )
+    assert len(make_plan("d", workspace, PROFILE).todo) == 1
+
+
+def test_the_grid_counts_where_it_is_larger_than_the_file(tmp_path: Path) -> None:
+    workspace, _ = ingested(tmp_path, "a")
+    (job,) = make_plan("d", workspace, PROFILE).jobs()
+    fine = Profile.model_validate({"name": "f", "harmonisation": {"spacing_mm": (0.5, 0.5, 0.5)}})
+    coarse = Profile.model_validate({"name": "c", "harmonisation": {"spacing_mm": (9, 9, 9)}})
+    source = math.prod(job.source.shape)
+    field = source * math.prod(job.source.spacing)
+    assert make_plan("d", workspace, coarse).largest == source
+    assert make_plan("d", workspace, fine).largest == pytest.approx(field / 0.125, rel=1e-6)

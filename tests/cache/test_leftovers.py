@@ -24,7 +24,7 @@ from prect.cache.leftovers import (
     unfinished,
 )
 from prect.cache.writer import StoreWriter
-from prect.files import locked
+from prect.files import locked, take_lock
 from prect.workspace import Workspace
 from tests.cache.small_workspaces import small_workspace, tree
 from tests.cache.stores import SPACING, random_hu
@@ -244,3 +244,28 @@ def test_a_removal_that_was_cut_short_is_told_and_not_undone(workspace: Workspac
     (entry,) = unfinished(workspace)
     assert entry.path == hidden
     assert "prect remove a --all" in entry.remedy
+
+
+def test_a_folder_that_may_not_be_read_is_told(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = litter(workspace, dead_process())
+    (workspace.cache / "lost+found").mkdir()
+    closed = workspace.cache / "a"
+    access = os.access
+    # The tests may run as root, who may read everything.
+    monkeypatch.setattr(os, "access", lambda path, mode: path != closed and access(path, mode))
+    after = clear(find_leftovers(workspace))
+    assert by_state(after)[State.UNREADABLE] == {closed}
+    assert by_state(after)[State.CLEARED] == {
+        path for kind in made for path in made[kind] if closed not in path.parents
+    }
+    assert all(path.exists() for path in made[Kind.WRITING])
+
+
+def test_looking_at_a_lock_does_not_make_it_look_held(tmp_path: Path) -> None:
+    lock = tmp_path / ".lock"
+    lock.touch()
+    with lock.open("r+b") as looking:
+        assert take_lock(looking, lock, wait=False, shared=True)
+        assert not is_held(lock)

@@ -222,6 +222,44 @@ def test_a_whole_data_set_goes_and_leaves_all_else(tmp_path: Path) -> None:
         plan_removal(workspace, Request("a", Scope.ALL))
 
 
+def test_links_to_elsewhere_go_and_what_lies_there_stays(tmp_path: Path) -> None:
+    workspace = small_workspace(tmp_path, {"a": {"ct": 1}, "b": {"y": 6}})
+    for folder in (workspace.dataset_cache("a"), workspace.sources("a").parent):
+        target = tmp_path / f"far-{folder.parent.name}"
+        folder.rename(target)
+        folder.symlink_to(target)
+    far = [tree(tmp_path / f"far-{name}") for name in ("cache", "manifests")]
+    plan = plan_removal(workspace, Request("a", Scope.ALL))
+    assert (plan.taken, plan.bytes) == (Counts(1, 1, 0, 0), 0)
+    done, left = remove(workspace, plan)
+    assert (done.kept, left) == ((), Counts(0, 0, 0, 0))
+    assert [tree(tmp_path / f"far-{name}") for name in ("cache", "manifests")] == far
+    for parent in (workspace.cache, workspace.manifests):
+        assert [path.name for path in parent.iterdir()] == ["b"]
+
+
+def test_what_others_put_into_the_folders_stays_and_is_told(tmp_path: Path) -> None:
+    workspace = small_workspace(tmp_path, {"a": {"ct": 1}, "b": {"y": 6}})
+    manifests, cache = workspace.sources("a").parent, workspace.dataset_cache("a")
+    (manifests / "journal").mkdir()
+    (manifests / "journal" / "000001.parquet").touch()
+    (manifests / ".cache.parquet.123.tmp").touch()
+    foreign = [cache / ".notes.tmp-keep", cache / "README.txt", manifests / "thesis.doc"]
+    for path in foreign:
+        path.write_text("mine")
+    done, left = remove(workspace, plan_removal(workspace, Request("a", Scope.ALL)))
+    assert done.kept == tuple(map(str, foreign))
+    assert left == Counts(0, 0, 0, 0)
+    assert sorted(cache.iterdir()) == foreign[:2]
+    assert sorted(manifests.iterdir()) == foreign[2:]
+    for path in foreign:
+        path.unlink()
+    done, _ = remove(workspace, plan_removal(workspace, Request("a", Scope.ALL)))
+    assert done.kept == ()
+    assert not manifests.exists()
+    assert not cache.exists()
+
+
 def test_a_data_set_whose_manifests_are_damaged_can_still_go(tmp_path: Path) -> None:
     workspace = small_workspace(tmp_path, {"a": {"ct": 1}, "b": {"y": 6}})
     for path in (workspace.sources("a"), workspace.cache_manifest("a")):
@@ -338,7 +376,7 @@ def test_no_file_of_a_store_goes_while_anything_names_it(
             StoreReader(store)
         rmtree(path)
 
-    monkeypatch.setattr("prect.cache.leftovers.shutil.rmtree", check)
+    monkeypatch.setattr("prect.cache.hidden.shutil.rmtree", check)
     opened = StoreReader(store)  # a loader that is in the middle of a volume
     shape = opened.levels[0].shape
     before = opened.read(0, (0, 0, 0), shape)

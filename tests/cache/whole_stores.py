@@ -10,6 +10,7 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
+from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
 from prect.cache.format import (
@@ -26,9 +27,21 @@ from prect.cache.format import (
 from prect.cache.intensity import Intensity
 from prect.cache.profile import Profile
 from prect.cache.reader import StoreReader
+from prect.cache.validate import Fault, check_store
 from prect.cache.writer import StoreWriter
 from prect.units import Triple, Vector
 from tests.cache.stores import random_hu
+
+SHAPE = (37, 20, 33)
+INTENSITIES = {
+    "hu": Intensity(),
+    "hu10": Intensity(step=10),
+    "window": Intensity.window(-175, 250),
+}
+PLAIN = settings(
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60
+)
+Attributes = dict[str, Any]
 
 SPACING_MM = (0.75, 1.5, 3.0)
 """x, y, z."""
@@ -191,3 +204,20 @@ def drop_chunk(store: Path, level: int, chunk: int) -> None:
     entries = shard.entries()
     entries[chunk] = (MISSING, MISSING)
     (store / str(level) / "c.0.0.0").write_bytes(shard.data(entries))
+
+
+def codes(faults: list[Fault]) -> set[str]:
+    return {fault.code for fault in faults}
+
+
+def both(store: Path) -> list[Fault]:
+    """Faults that the quick check finds; the deep one must find them too."""
+    quick, deep = check_store(store, deep=False), check_store(store, deep=True)
+    assert set(quick) <= set(deep)
+    return quick
+
+
+def only_deep(store: Path) -> list[Fault]:
+    """Faults that only the deep check finds."""
+    assert check_store(store, deep=False) == []
+    return check_store(store, deep=True)

@@ -177,12 +177,12 @@ def test_two_removals_at_once(prect: Prect, workspace: Workspace) -> None:
         first = subprocess.Popen([*command, "a", "ct.nii.gz"], stderr=subprocess.PIPE, text=True)
         lock = workspace.root / ".remove.lock"
         for _ in range(600):
-            if lock.exists() and lock.read_text() == str(first.pid):
+            if lock.exists() and lock.read_text().endswith(f" {first.pid}"):
                 break
             time.sleep(0.1)
         second = prect("remove", "b", "y.nii.gz", "--yes", "-w", workspace.root, expect=1)
         assert f"remove is already running on {workspace.root}" in second.err
-        assert f"(process {first.pid})" in second.err
+        assert f"(process {first.pid} on host " in second.err
     assert "removed; 1 source rows and 1 stores of a stay" in first.communicate(timeout=60)[1]
     assert first.returncode == 0
     assert dataset_status(workspace, "a").stored == 1

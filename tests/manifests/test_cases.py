@@ -88,3 +88,10 @@ def test_no_more_than_five_are_named(tmp_path: Path) -> None:
 
 def test_hidden_folders_are_no_data_sets(workspace: Workspace) -> None:
     assert known_datasets(workspace) == ["a", "b", "stores-only"]
+
+
+def test_folders_that_no_data_set_can_be_called_are_none(workspace: Workspace) -> None:
+    for parent in (workspace.cache, workspace.manifests):
+        (parent / "lost+found").mkdir(parents=True)
+        (parent / "a file").touch()
+    assert known_datasets(workspace) == ["a", "b", "stores-only"]

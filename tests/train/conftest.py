@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from prect.cache.convert import stored_row
 from prect.cache.format import BodyBox, Codec, SourceAttributes, StoreAttributes
 from prect.cache.intensity import Intensity
 from prect.cache.writer import StoreWriter
@@ -68,19 +69,7 @@ def write_toy_store(
                 software={},
             )
         )
-    return CacheRow(
-        dataset=DATASET,
-        case=case,
-        patient=patient,
-        series=case,
-        source_digest=case,
-        profile="p",
-        shape=(nz, ny, nx),
-        spacing=spacing,
-        levels=LEVELS,
-        bytes=1,
-        source_bytes=1,
-    )
+    return stored_row(workspace.store(DATASET, case))
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate, and the interval that holds the truth in 95 of 100 samples."""
+    """An estimate, and the interval that holds the truth in about 95 of 100 samples."""
 
     value: float
     low: float | None
@@ -107,7 +107,8 @@ def ratio_total(values: Floats, sizes: Floats, weights: Integers, total_size: fl
     The combined ratio estimator over strata (section 6.11). One unit a stratum shows no spread
     within strata, so they are collapsed (section 5A.12) and the residuals pooled: the variance is
     that of a simple random sample (section 6.4), too large rather than too small when strata
-    differ. It is 0 when every unit was drawn.
+    differ. A unit that stands for itself alone adds none, and says nothing of the others: its
+    residual is left out where two are left without it. The variance is 0 when every unit was drawn.
 
     Args:
         values: (n,) the quantity, of each unit drawn.
@@ -117,11 +118,14 @@ def ratio_total(values: Floats, sizes: Floats, weights: Integers, total_size: fl
     """
     ratio = float(weights @ values) / float(weights @ sizes)
     others = float(weights @ (weights - 1))
-    spread = _spread(values, sizes, ratio)
     if others == 0:
         return Moments(ratio * total_size, 0.0)
+    drawn = weights > 1
+    if np.count_nonzero(drawn) < 2:
+        drawn[:] = True
+    spread = _spread(values[drawn], sizes[drawn], ratio)
     variance = None if spread is None else spread * others
-    return Moments(ratio * total_size, variance, len(values) - 1)
+    return Moments(ratio * total_size, variance, int(np.count_nonzero(drawn)) - 1)
 
 
 def predicted_total(

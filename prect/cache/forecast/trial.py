@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
+import re
 import secrets
 import shutil
 import time
@@ -11,14 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 from prect.cache.convert import Job, convert
+from prect.cache.hidden import delete
 from prect.cache.memory import footprint, forget_peak
 from prect.cache.reader import StoreReader
 from prect.errors import BuildError
+from prect.files import take_lock
 from prect.manifests.stores import CacheRow, QuarantineRow
 
 _PREFIX = ".plan-"
+_NAME = re.compile(rf"{re.escape(_PREFIX)}[0-9a-f]+")
 KEEPER = "in-use"
 """File of a trial folder that everyone who works in it has locked."""
 
@@ -67,7 +71,7 @@ def trial_folder(cache: Path) -> Iterator[Path]:
     folder = cache / f"{_PREFIX}{secrets.token_hex(6)}"
     folder.mkdir(parents=True)
     with (folder / KEEPER).open("x+b") as keeper:
-        fcntl.flock(keeper, fcntl.LOCK_SH)
+        take_lock(keeper, folder / KEEPER, wait=True, shared=True)
         keeper.write(b"open")
         keeper.flush()
         try:
@@ -75,8 +79,8 @@ def trial_folder(cache: Path) -> Iterator[Path]:
         finally:
             keeper.truncate(0)
             # An interrupt while this waits leaves the folder to `clear_trials`.
-            fcntl.flock(keeper, fcntl.LOCK_EX)
-            shutil.rmtree(folder)
+            take_lock(keeper, folder / KEEPER, wait=True)
+            _delete(folder, keeper)
             for parent in made:
                 with suppress(OSError):  # others have put something there meanwhile
                     parent.rmdir()
@@ -85,16 +89,37 @@ def trial_folder(cache: Path) -> Iterator[Path]:
 def clear_trials(cache: Path) -> list[Path]:
     """Remove the trial folders that killed processes left in ``cache``; return their paths."""
     cleared = []
-    for folder in sorted(cache.glob(f"{_PREFIX}*")):
+    for folder in sorted(cache.glob(".*")):
         # Without a keeper it is being made or removed at this moment.
-        with suppress(FileNotFoundError), (folder / KEEPER).open("r+b") as keeper:
-            try:
-                fcntl.flock(keeper, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            shutil.rmtree(folder)
+        if is_trial(folder) and (folder / KEEPER).exists() and remove_trial(folder):
             cleared.append(folder)
     return cleared
+
+
+def is_trial(folder: Path) -> bool:
+    """Whether the name is that of a trial folder."""
+    return _NAME.fullmatch(folder.name) is not None
+
+
+def is_in_use(folder: Path) -> bool:
+    """Whether a living process works in a trial folder that has a keeper."""
+    with (folder / KEEPER).open("r+b") as keeper:
+        return not take_lock(keeper, folder / KEEPER, wait=False, shared=True)
+
+
+def remove_trial(folder: Path) -> bool:
+    """Remove a trial folder, unless a living process works in it; whether it is gone."""
+    try:
+        keeper = (folder / KEEPER).open("r+b")
+    except FileNotFoundError:
+        return delete(folder)
+    with keeper:
+        return take_lock(keeper, folder / KEEPER, wait=False) and _delete(folder, keeper)
+
+
+def _delete(folder: Path, keeper: BinaryIO) -> bool:
+    keeper.truncate(0)  # who waits for the lock finds it closed
+    return delete(folder, keeper)
 
 
 def try_out(trial: Trial) -> Measured:
@@ -105,7 +130,7 @@ def try_out(trial: Trial) -> Measured:
         BuildError: the folder is closed.
     """
     with (trial.folder / KEEPER).open("r+b") as keeper:
-        fcntl.flock(keeper, fcntl.LOCK_SH)
+        take_lock(keeper, trial.folder / KEEPER, wait=True, shared=True)
         if not keeper.read(1):
             raise BuildError("the trial has ended before this volume")
         store = trial.folder / trial.job.source.dataset / trial.job.store.name

@@ -15,6 +15,8 @@ class Effect(StrEnum):
     EXCLUDE = "exclude"
     QUARANTINE = "quarantine"
     """Found by build-cache or verify, in a volume that ingest accepted."""
+    REPORT = "report"
+    """Found by verify; the store stays."""
 
 
 @dataclass(frozen=True)

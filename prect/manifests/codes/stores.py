@@ -29,7 +29,7 @@ CODES = (
     ),
     Code(
         "store.version",
-        Effect.QUARANTINE,
+        Effect.REPORT,
         "The store is of a format version that this release does not know.",
         "Use the release that wrote it; such a store is never changed.",
     ),
@@ -70,8 +70,14 @@ CODES = (
         _REBUILD,
     ),
     Code(
-        "store.unexpected_file",
+        "store.link",
         Effect.QUARANTINE,
+        "A level or a file of the store is a symbolic link; what it leads to is never touched.",
+        _REBUILD,
+    ),
+    Code(
+        "store.unexpected_file",
+        Effect.REPORT,
         "There is a file or folder that does not belong to a store.",
         "`prect verify --repair` takes it out of the store and sets it aside.",
     ),
@@ -137,19 +143,19 @@ CODES = (
     ),
     Code(
         "store.no_row",
-        Effect.QUARANTINE,
+        Effect.REPORT,
         "The cache manifest has no row for the store.",
         _ROW,
     ),
     Code(
         "store.row_differs",
-        Effect.QUARANTINE,
+        Effect.REPORT,
         "The row of the cache manifest is not what the store says.",
         _ROW,
     ),
     Code(
         "store.worker_died",
-        Effect.QUARANTINE,
+        Effect.REPORT,
         "The process that checked the store died twice, for example for lack of memory.",
         "Give workers more memory and verify again; the store is left as it is.",
     ),

@@ -75,3 +75,16 @@ def test_every_data_set_gets_two_where_possible(
     assert all(0 <= n <= count for n, count in zip(given_out, counts, strict=True))
     if total >= sum(min(2, count) for count in counts):
         assert all(n >= min(2, count) for n, count in zip(given_out, counts, strict=True))
+
+
+def test_a_unit_that_stands_for_itself_alone_adds_no_error() -> None:
+    values, sizes = np.array([90.0, 2.0, 5.0, 7.0]), np.array([100.0, 1.0, 2.0, 3.0])
+    total = ratio_total(values, sizes, np.array([1, 5, 5, 5]), 130.0)
+    ratio = (90 + 5 * 14) / (100 + 5 * 6)
+    residual = ((values[1:] - ratio * sizes[1:]) ** 2).sum() / 2
+    assert total.value == pytest.approx(130 * ratio)
+    assert total.freedom == 2
+    assert total.variance == pytest.approx(3 * 5 * 4 * residual)
+    two = ratio_total(values[:2], sizes[:2], np.array([1, 5]), 130.0)  # one shows no spread
+    assert two.freedom == 1
+    assert two.variance is not None
