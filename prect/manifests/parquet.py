@@ -57,7 +57,7 @@ def stream_batches(
                 yield pa.Table.from_batches([batch]).select(wanted)
     except FileNotFoundError:
         raise ManifestError(f"{path} does not exist") from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path} cannot be read as Parquet: {error}") from error
 
 
@@ -71,7 +71,7 @@ def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None) 
         table = pq.read_table(path, columns=columns)
     except FileNotFoundError:
         raise ManifestError(f"{path} does not exist") from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path} cannot be read as Parquet: {error}") from error
     return table.select(_require(path, table.column_names, columns or schema.names))
 
