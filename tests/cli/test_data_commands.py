@@ -113,7 +113,7 @@ def test_tables_for_people_go_to_standard_error(phantom_built: Built) -> None:
     assert done.stdout == ""
     assert "phantoms" in done.stderr
     done = run_prect("build-cache", "-w", phantom_built.workspace.root)
-    assert "accepted = stored + quarantined" in done.stderr
+    assert "usable = stored + quarantined + pending" in done.stderr
 
 
 def test_the_reference_of_the_command_line_is_up_to_date() -> None:
