@@ -46,7 +46,7 @@ demo: setup
 	@echo "picture of what step 1 read:  $(DEMO)/replay"
 
 test: setup
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow'
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow --timeout 3600

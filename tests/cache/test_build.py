@@ -5,12 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import random
-import shutil
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -307,46 +302,6 @@ def test_a_volume_that_kills_its_worker_is_quarantined(
         report = build(make_plan("d", workspace, PROFILE), client)
     assert [row.code for row in report.quarantine] == ["build.worker_died"]
     assert len(report.stored) == 2
-
-
-def test_a_killed_build_is_whole_after_the_next(tmp_path: Path, phantom_built: Built) -> None:
-    """SIGKILL of the whole process group at random moments, then a build to the end."""
-    workspace = Workspace(tmp_path / "workspace")
-    workspace.root.mkdir()
-    shutil.copytree(phantom_built.workspace.manifests, workspace.manifests)
-    workspace.cache_manifest("phantoms").unlink()
-    shutil.copy(phantom_built.workspace.root / "salt", workspace.root)
-    command = [sys.executable, "-m", "prect", "build-cache", "-w", str(workspace.root), "--json"]
-    chance = random.Random(5)
-    for _ in range(3):
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        time.sleep(chance.uniform(2.0, 5.0))
-        os.kill(process.pid, signal.SIGKILL)  # the driver; its workers notice and end
-        process.wait()
-        for store in workspace.cache.glob("phantoms/*.ome.zarr"):  # a reader sees whole stores only
-            with StoreReader(store) as reader:
-                for level, geometry in enumerate(reader.levels):
-                    reader.read(level, (0, 0, 0), geometry.shape)
-    subprocess.run(command, check=True, capture_output=True, timeout=200)
-    undisturbed = store_files(phantom_built.workspace.cache)
-    assert store_files(workspace.cache) == undisturbed  # byte-identical, and no leftovers
-    assert len(read_cache_rows(workspace.cache_manifest("phantoms"))) == 8
-    status = dataset_status(workspace, "phantoms")
-    assert (status.usable, status.stored, status.pending, status.orphans) == (8, 8, 0, 0)
-
-
-def test_two_builds_at_once_are_refused(tmp_path: Path) -> None:
-    workspace = Workspace(tmp_path)
-    with (
-        workspace.lock("build-cache"),
-        pytest.raises(WorkspaceError, match="already running"),
-        workspace.lock("build-cache"),
-    ):
-        pass
-    with workspace.lock("build-cache"):
-        pass
 
 
 def test_clear_errors(tmp_path: Path) -> None:
