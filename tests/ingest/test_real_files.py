@@ -133,7 +133,7 @@ def test_every_candidate_has_one_row_and_counts_add_up(real_built: Built) -> Non
     cases = [row.case for row in real_built.survey.rows]
     assert len(set(cases)) == len(cases)
     report = real_built.report.summary()
-    assert report["accepted"] == report["stored"] + report["quarantined"]
+    assert report["usable"] == report["stored"] + report["quarantined"]
     assert report["quarantined"] == 0
 
 

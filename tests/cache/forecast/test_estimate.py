@@ -63,8 +63,12 @@ def ingested(folder: Path, dataset: str, count: int, first: int = 0) -> tuple[Wo
 
 
 def listing(folder: Path) -> set[str]:
-    """Every file and folder under ``folder``."""
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    """Everything below a folder, relative to it; what goes meanwhile may be missing."""
+    return {
+        Path(root, name).relative_to(folder).as_posix()
+        for root, folders, files in os.walk(folder)
+        for name in (*folders, *files)
+    }
 
 
 # --- against whole builds -------------------------------------------------------------------
