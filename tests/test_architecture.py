@@ -21,7 +21,17 @@ ALLOWED: dict[str, set[str]] = {
     "prect.ingest": {"prect.manifests", "prect.cluster"},
     "prect.cache.intensity": set(),
     "prect.cache.format": {"prect.cache.intensity"},
-    "prect.cache.reader": {"prect.manifests", "prect.cache.format", "prect.cache.intensity"},
+    "prect.cache.decode": {"prect.cache.format", "prect.cache.intensity"},
+    "prect.cache.compiled": {"prect.cache.decode"},
+    "prect.cache.reader": {
+        "prect.manifests",
+        "prect.cache.compiled",
+        "prect.cache.decode",
+        "prect.cache.format",
+        "prect.cache.intensity",
+    },
+    "prect.cache.multiscales": set(),
+    "prect.cache.foreign": {"prect.cache.reader", "prect.cache.format", "prect.cache.multiscales"},
     "prect.cache.hidden": set(),
     "prect.cache.writer": {
         "prect.manifests",
@@ -30,7 +40,20 @@ ALLOWED: dict[str, set[str]] = {
         "prect.cache.hidden",
     },
     "prect.cache": {"prect.manifests", "prect.ingest", "prect.cluster"},
-    "prect.train": {"prect.manifests", "prect.cache.reader", "prect.cache.format"},
+    "prect.train": {
+        "prect.manifests",
+        "prect.cache.reader",
+        "prect.cache.format",
+        "prect.cache.foreign",
+    },
+    "prect.benchmark": {
+        "prect.phantom",
+        "prect.manifests",
+        "prect.cluster",
+        "prect.ingest",
+        "prect.cache",
+        "prect.train",
+    },
 }
 HEAVY = {"torch", "monai", "dask", "distributed", "SimpleITK", "zarr", "matplotlib", "pyarrow"}
 

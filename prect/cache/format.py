@@ -58,7 +58,7 @@ class Storage(_Frozen):
 
     levels: int = Field(default=3, ge=1, le=5)
     """Resolution levels; each has twice the spacing of the one before."""
-    chunk: tuple[PositiveInt, PositiveInt, PositiveInt] = (24, 32, 32)
+    chunk: tuple[PositiveInt, PositiveInt, PositiveInt] = (16, 32, 32)
     """Voxels of an inner chunk, (z, y, x)."""
     codec: Codec = FAST_CODEC
     """Of level 0 of HU as they are, where training reads most: it decodes fastest."""

@@ -1,38 +1,50 @@
 """Reading boxes of stored volumes straight from their shards.
 
-A store's attributes and shard indexes are read once and kept; a box is then one pread and
-one decode an inner chunk. This module imports neither torch nor a Zarr library, holds no
-lock and starts no thread, so that it works in forked and spawned processes alike.
+A store's attributes and shard indexes are read once and kept; a box is then a few reads and
+one decode an inner chunk, in machine code where that is to be had. This module imports neither
+torch nor a Zarr library, holds no lock and starts no thread unless asked to, so that it works
+in forked and spawned processes alike.
 """
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
+from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import google_crc32c
 import numpy as np
-from numcodecs import blosc
 from numpy.typing import NDArray
 
+from prect.cache.decode import (
+    MESSAGES,
+    BoxRead,
+    ChunkFault,
+    Decoder,
+    PythonDecoder,
+    advise,
+    signed_index,
+)
 from prect.cache.format import (
     CRC_BYTES,
-    MISSING,
     SHARD_KEY,
     LevelAttributes,
     affine_of,
     index_bytes,
     level_grid,
     parse_group,
+    unpack_occupancy,
 )
-from prect.cache.intensity import Intensity
 from prect.errors import ChunkError, StoreError
 from prect.units import HU_MIN, Triple, Vector
+
+_GROUP_FILE = "zarr.json"
 
 
 @dataclass(frozen=True)
@@ -45,18 +57,38 @@ class Level:
     chunk: Triple
 
 
+@cache
+def best_decoder() -> Callable[[], Decoder]:
+    """The compiled decoder where this machine can have it, else the one in Python."""
+    # Imported at the first read: numba is heavy, and who only looks at attributes needs none.
+    try:
+        from prect.cache.compiled import CompiledDecoder, CompiledLoopError  # noqa: PLC0415
+    except ImportError:
+        return PythonDecoder
+    try:
+        CompiledDecoder.prepare()
+    except CompiledLoopError:
+        return PythonDecoder
+    return CompiledDecoder
+
+
+@cache
+def _threads(process: int, count: int) -> ThreadPoolExecutor:
+    """Threads of this process; a forked child has another number and makes its own."""
+    return ThreadPoolExecutor(count, thread_name_prefix=f"prect-read-{process}")
+
+
 class _Shard:
     """One open shard file and its index."""
 
-    def __init__(
-        self, path: Path, case: str, number: int, level: LevelAttributes, intensity: Intensity
-    ) -> None:
+    def __init__(self, folder: int, case: str, number: int, level: LevelAttributes) -> None:
         self.case = case
         self.number = number
         self.grid = level_grid(level)
-        self.chunk_bytes = int(np.prod(level.chunk)) * intensity.dtype.itemsize
         try:
-            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.descriptor = os.open(
+                f"{level.path}/{SHARD_KEY}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder
+            )
         except OSError as error:
             raise self.error(None, f"cannot be opened ({error.strerror})") from error
         try:
@@ -65,9 +97,9 @@ class _Shard:
             os.close(self.descriptor)
             raise
         # Chunks are picked here and there: reading ahead would fetch what nobody asked for.
-        _advise(self.descriptor, 0, 0, "POSIX_FADV_RANDOM")
+        advise(self.descriptor, 0, 0, "POSIX_FADV_RANDOM")
 
-    def _read_index(self, expected_bytes: int) -> NDArray[np.uint64]:
+    def _read_index(self, expected_bytes: int) -> NDArray[np.int64]:
         size = os.fstat(self.descriptor).st_size
         if size != expected_bytes:
             raise self.error(None, f"{size} bytes long, {expected_bytes} were written")
@@ -76,40 +108,24 @@ class _Shard:
         body, check = table[:-CRC_BYTES], table[-CRC_BYTES:]
         if google_crc32c.value(body) != int.from_bytes(check, "little"):
             raise self.error(None, "the index does not match its checksum")
-        return np.frombuffer(body, dtype="<u8").reshape(*self.grid, 2).astype(np.uint64)
+        stored = np.frombuffer(body, dtype="<u8").reshape(*self.grid, 2)
+        index = signed_index(stored.astype(np.uint64))
+        present = index[index[..., 0] >= 0]
+        ends = present[:, 0] + present[:, 1]
+        if (present[:, 1] <= CRC_BYTES).any() or (ends > size - length).any():
+            raise self.error(None, "the index points outside of the chunks")
+        return index
 
     def error(self, chunk: Triple | None, detail: str) -> ChunkError:
         return ChunkError(self.case, self.number, chunk, detail)
-
-    def locate(self, chunk: Triple) -> tuple[int, int]:
-        """Offset and length of an inner chunk in the file."""
-        offset, length = (int(value) for value in self.index[chunk])
-        if offset == MISSING:
-            raise self.error(chunk, "is missing")
-        return offset, length
-
-    def decode(self, chunk: Triple, scratch: NDArray[Any]) -> None:
-        """Read, check and decompress one inner chunk into ``scratch``."""
-        offset, length = self.locate(chunk)
-        data = os.pread(self.descriptor, length, offset)
-        if len(data) != length or length <= CRC_BYTES:
-            raise self.error(chunk, f"{len(data)} bytes could be read of {length}")
-        body = data[:-CRC_BYTES]
-        if google_crc32c.value(body) != int.from_bytes(data[-CRC_BYTES:], "little"):
-            raise self.error(chunk, "does not match its checksum")
-        # Bytes 4 to 8 of a blosc frame are the length of what it holds.
-        if int.from_bytes(body[4:8], "little") != self.chunk_bytes:
-            raise self.error(chunk, "decodes to another size than a chunk has")
-        blosc.decompress(body, scratch)
 
     def close(self) -> None:
         os.close(self.descriptor)
 
 
-def _advise(descriptor: int, offset: int, length: int, advice: str) -> None:
-    # Hints exist on Linux alone; without them reading is slower, not wrong.
-    if hasattr(os, advice):
-        os.posix_fadvise(descriptor, offset, length, getattr(os, advice))
+def _identity(status: os.stat_result) -> tuple[int, int, int]:
+    # A file system gives the number of a deleted file to the next one.
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 class StoreReader:
@@ -118,17 +134,24 @@ class StoreReader:
     Args:
         path: folder of the store.
         expected_profile: digest of the harmonisation profile that the store must have.
+        decoder: makes what decodes the chunks; the default is the fastest that works here.
 
     Raises:
         StoreError: there is no store, it is damaged, of another format version or profile.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, expected_profile: str | None = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        expected_profile: str | None = None,
+        decoder: Callable[[], Decoder] | None = None,
     ) -> None:
         self.path = Path(path)
         try:
-            text = (self.path / "zarr.json").read_bytes()
+            with (self.path / _GROUP_FILE).open("rb") as file:
+                text = file.read()
+                self._identity = _identity(os.fstat(file.fileno()))
         except OSError as error:
             raise StoreError(f"no store at {self.path} ({error.strerror})") from error
         self.attributes = parse_group(text, str(self.path))
@@ -145,7 +168,8 @@ class StoreReader:
         )
         self._intensity = self.attributes.intensity
         self._shards: dict[int, _Shard] = {}
-        self._scratch: dict[Triple, NDArray[Any]] = {}
+        self._decoder = decoder
+        self._decoders: list[Decoder] = []
 
     def read(
         self,
@@ -155,6 +179,7 @@ class StoreReader:
         *,
         out: NDArray[np.int16] | None = None,
         pad: int = HU_MIN,
+        threads: int = 1,
     ) -> NDArray[np.int16]:
         """Read a box of one level.
 
@@ -164,75 +189,112 @@ class StoreReader:
             shape: voxels to read, (z, y, x).
             out: C-ordered int16 array of ``shape`` to fill; a new one when left out.
             pad: HU given to voxels outside the volume, whatever the store's window.
+            threads: threads that share the chunks out; 1 starts none.
 
         Returns:
             ``out``, (z, y, x) int16 HU.
 
         Raises:
             ChunkError: an inner chunk that the box touches is missing or damaged.
-            StoreError: there is no such level, or ``out`` does not fit.
+            StoreError: there is no such level, ``out`` does not fit, or the store has been
+                replaced by another since it was opened.
         """
         if not 0 <= level < len(self.levels):
             raise StoreError(f"{self.path} has no level {level}, it has {len(self.levels)} levels")
         if out is None:
             out = np.empty(shape, dtype=np.int16)
-        elif out.shape != shape or out.dtype != np.int16:
+        elif out.shape != tuple(shape) or out.dtype != np.int16 or not out.flags.carray:
             raise StoreError(
-                f"out must be int16 of shape {shape}, it is {out.dtype} of shape {out.shape}"
+                f"out must be int16 of shape {shape}, C-ordered and writeable; it is {out.dtype} "
+                f"of shape {out.shape}"
             )
-        geometry = self.levels[level]
-        low = tuple(max(s, 0) for s in start)
-        high = tuple(min(s + n, m) for s, n, m in zip(start, shape, geometry.shape, strict=True))
+        full = self.levels[level].shape
+        low = (max(start[0], 0), max(start[1], 0), max(start[2], 0))
+        high = (
+            min(start[0] + shape[0], full[0]),
+            min(start[1] + shape[1], full[1]),
+            min(start[2] + shape[2], full[2]),
+        )
         inside = all(a < b for a, b in zip(low, high, strict=True))
         if not inside or any(b - a < n for a, b, n in zip(low, high, shape, strict=True)):
             out.fill(pad)
         if inside:
-            self._fill(level, (low[0], low[1], low[2]), (high[0], high[1], high[2]), start, out)
+            self._fill(self._box(level, low, high, start, out), level, threads)
         return out
 
-    def _fill(
-        self, level: int, low: Triple, high: Triple, start: Triple, out: NDArray[np.int16]
-    ) -> None:
-        shard = self._shard(level)
-        chunk = self.levels[level].chunk
-        if chunk not in self._scratch:
-            self._scratch[chunk] = np.empty(chunk, dtype=self._intensity.dtype)
-        scratch = self._scratch[chunk]
-        first = [a // c for a, c in zip(low, chunk, strict=True)]
-        last = [(b - 1) // c for b, c in zip(high, chunk, strict=True)]
-        planes, rows, columns = (range(a, b + 1) for a, b in zip(first, last, strict=True))
-        needed = list(product(planes, rows, columns))
-        self._prefetch(shard, needed)
-        for position in needed:
-            shard.decode(position, scratch)
-            target, origin = [], []
-            for p, c, a, b, s in zip(position, chunk, low, high, start, strict=True):
-                begin, end = max(p * c, a), min((p + 1) * c, b)
-                target.append(slice(begin - s, end - s))
-                origin.append(slice(begin - p * c, end - p * c))
-            self._intensity.decode_into(scratch[tuple(origin)], out[tuple(target)])
+    def occupancy(self, level: int) -> NDArray[np.uint8]:
+        """(z, y, x) uint8: 255 times the share of each inner chunk that is body, rounded up.
 
-    @staticmethod
-    def _prefetch(shard: _Shard, needed: list[Triple]) -> None:
-        """Ask the kernel for all ranges at once, neighbours merged, before the first is decoded."""
-        begin = end = -1
-        for offset, length in sorted(shard.locate(position) for position in needed):
-            if offset != end:
-                if end > begin:
-                    _advise(shard.descriptor, begin, end - begin, "POSIX_FADV_WILLNEED")
-                begin = offset
-            end = offset + length
-        _advise(shard.descriptor, begin, end - begin, "POSIX_FADV_WILLNEED")
+        Raises:
+            StoreError: what the store holds of it is damaged.
+        """
+        return unpack_occupancy(self.attributes.levels[level])
+
+    def _box(
+        self, level: int, low: Triple, high: Triple, start: Triple, out: NDArray[np.int16]
+    ) -> BoxRead:
+        shard, chunk = self._shard(level), self.levels[level].chunk
+        first = (low[0] // chunk[0], low[1] // chunk[1], low[2] // chunk[2])
+        z, y, x = (slice(f, -(-b // c)) for f, b, c in zip(first, high, chunk, strict=True))
+        return BoxRead(
+            descriptor=shard.descriptor,
+            index=np.ascontiguousarray(shard.index[z, y, x]),
+            first=first,
+            low=low,
+            high=high,
+            start=start,
+            chunk=chunk,
+            intensity=self._intensity,
+            out=out,
+        )
+
+    def _fill(self, box: BoxRead, level: int, threads: int) -> None:
+        rows = box.index.shape[0] * box.index.shape[1]
+        parts = max(1, min(threads, rows))
+        while len(self._decoders) < parts:
+            self._decoders.append((self._decoder or best_decoder())())
+        self._decoders[0].hint(box)
+        if parts == 1:
+            faults = [self._decoders[0].fill(box, range(rows))]
+        else:
+            shares = [range(rows * i // parts, rows * (i + 1) // parts) for i in range(parts)]
+            pool = _threads(os.getpid(), threads)
+            faults = list(pool.map(lambda one, share: one.fill(box, share), self._decoders, shares))
+        for fault in filter(None, faults):
+            raise self._error(level, fault)
+
+    def _error(self, level: int, fault: ChunkFault) -> ChunkError:
+        return self._shards[level].error(fault.position, MESSAGES[fault.fault])
 
     def _shard(self, level: int) -> _Shard:
         shard = self._shards.get(level)
         if shard is None:
-            attributes = self.attributes.levels[level]
-            path = self.path / attributes.path / SHARD_KEY
-            shard = self._shards[level] = _Shard(
-                path, self.case, level, attributes, self._intensity
-            )
+            with self._folder() as folder:
+                shard = self._shards[level] = _Shard(
+                    folder, self.case, level, self.attributes.levels[level]
+                )
         return shard
+
+    @contextmanager
+    def _folder(self) -> Iterator[int]:
+        """Descriptor of the folder whose attributes were read, while it still has its name.
+
+        A build may have put another store in its place, whose shards may have the same sizes.
+        """
+        try:
+            folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise StoreError(f"no store at {self.path} ({error.strerror})") from error
+        try:
+            try:
+                found = _identity(os.stat(_GROUP_FILE, dir_fd=folder))
+            except FileNotFoundError:
+                found = None
+            if found != self._identity:
+                raise StoreError(f"{self.path} has been replaced since it was opened; open it anew")
+            yield folder
+        finally:
+            os.close(folder)
 
     def close(self) -> None:
         """Close the files; a later read opens them again."""

@@ -156,5 +156,5 @@ def test_a_profile_survives_its_file(tmp_path: Path) -> None:
 def test_the_digest_of_a_profile_covers_every_setting() -> None:
     profile = load_profile("iso1.5")
     text = profile.model_dump()
-    text["storage"]["chunk"] = (16, 32, 32)
+    text["storage"]["chunk"] = (32, 32, 32)
     assert Profile.model_validate(text).digest != profile.digest
