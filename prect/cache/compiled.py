@@ -77,23 +77,27 @@ _copy = types.ExternalFunction(
 )
 
 
+def _bytes_at(builder: Any, address: Any, count: int) -> Any:
+    """``count`` bytes at any address as one vector."""
+    vector = ir.VectorType(ir.IntType(8), count)
+    return builder.load(builder.inttoptr(address, vector.as_pointer()), align=1)
+
+
+def _store_at(builder: Any, address: Any, vector: Any) -> None:
+    builder.store(vector, builder.inttoptr(address, vector.type.as_pointer()), align=1)
+
+
 def _joiner(count: int) -> Any:
-    """Code that stores ``count`` int16 from their low and their high bytes, at any alignment."""
+    """Code that stores ``count`` int16 from their low and their high bytes."""
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def join(_context: Any, _target: Any, _low: Any, _high: Any) -> Any:
+    def join(_typing: Any, _target: Any, _low: Any, _high: Any) -> Any:
         def build(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            bytes_ = ir.VectorType(ir.IntType(8), count)
-            both = ir.VectorType(ir.IntType(8), 2 * count)
-            target, low, high = arguments
-            halves = [
-                builder.load(builder.inttoptr(place, bytes_.as_pointer()), align=1)
-                for place in (low, high)
-            ]
+            target, *halves = arguments
             order = [i // 2 + (i % 2) * count for i in range(2 * count)]
             mask = ir.Constant(ir.VectorType(ir.IntType(32), 2 * count), order)
-            woven = builder.shuffle_vector(*halves, mask)
-            builder.store(woven, builder.inttoptr(target, both.as_pointer()), align=1)
+            low, high = (_bytes_at(builder, half, count) for half in halves)
+            _store_at(builder, target, builder.shuffle_vector(low, high, mask))
             return context.get_dummy_value()
 
         return types.void(types.uintp, types.uintp, types.uintp), build
@@ -101,10 +105,36 @@ def _joiner(count: int) -> Any:
     return join
 
 
-_join32 = _joiner(32)
-_join16 = _joiner(16)
-_join8 = _joiner(8)
-_join1 = _joiner(1)
+def _scaler(count: int) -> Any:
+    """Code that stores ``count`` int16 min(offset + step * code, high) from their codes."""
+    numbers = ir.VectorType(ir.IntType(16), count)
+
+    def everywhere(builder: Any, value: Any) -> Any:
+        one = builder.insert_element(
+            ir.Constant(numbers, ir.Undefined), value, ir.Constant(ir.IntType(32), 0)
+        )
+        first = ir.Constant(ir.VectorType(ir.IntType(32), count), [0] * count)
+        return builder.shuffle_vector(one, one, first)
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def scale(_typing: Any, _target: Any, _codes: Any, _step: Any, _offset: Any, _high: Any) -> Any:
+        def build(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            target, codes, *scalars = arguments
+            step, offset, high = (everywhere(builder, value) for value in scalars)
+            wide = builder.zext(_bytes_at(builder, codes, count), numbers)
+            hu = builder.add(builder.mul(wide, step), offset)
+            clipped = builder.select(builder.icmp_signed("<", hu, high), hu, high)
+            _store_at(builder, target, clipped)
+            return context.get_dummy_value()
+
+        number = types.int16
+        return types.void(types.uintp, types.uintp, number, number, number), build
+
+    return scale
+
+
+_join32, _join16, _join8, _join1 = (_joiner(count) for count in (32, 16, 8, 1))
+_scale32, _scale16, _scale8, _scale1 = (_scaler(count) for count in (32, 16, 8, 1))
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
@@ -213,23 +243,20 @@ def _join_row(source: Any, size: Any, target: Any, width: Any) -> None:
         target: address of the first int16.
         width: voxels.
     """
-    if width >= 32:
-        for k in range(0, width - 31, 32):
-            _join32(target + np.uintp(2 * k), source + np.uintp(k), source + np.uintp(size + k))
-        if width % 32:
-            k = width - 32
-            _join32(target + np.uintp(2 * k), source + np.uintp(k), source + np.uintp(size + k))
-    elif width >= 16:
-        _join16(target, source, source + np.uintp(size))
-        k = width - 16
-        _join16(target + np.uintp(2 * k), source + np.uintp(k), source + np.uintp(size + k))
-    elif width >= 8:
-        _join8(target, source, source + np.uintp(size))
-        k = width - 8
-        _join8(target + np.uintp(2 * k), source + np.uintp(k), source + np.uintp(size + k))
-    else:
-        for k in range(width):
-            _join1(target + np.uintp(2 * k), source + np.uintp(k), source + np.uintp(size + k))
+    piece = 32 if width >= 32 else 16 if width >= 16 else 8 if width >= 8 else 1
+    k = 0
+    while k < width:
+        k = min(k, width - piece)
+        low, t = source + np.uintp(k), target + np.uintp(2 * k)
+        if piece == 32:
+            _join32(t, low, low + np.uintp(size))
+        elif piece == 16:
+            _join16(t, low, low + np.uintp(size))
+        elif piece == 8:
+            _join8(t, low, low + np.uintp(size))
+        else:
+            _join1(t, low, low + np.uintp(size))
+        k += piece
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
@@ -268,18 +295,38 @@ def _place_hu(scratch: Any, begin: Any, end: Any, corner: Any, start: Any, out: 
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _scale_row(source: Any, target: Any, width: Any, window: Any) -> None:
+    """HU of ``width`` codes, pieces as in `_join_row`."""
+    step, offset, high = window
+    piece = 32 if width >= 32 else 16 if width >= 16 else 8 if width >= 8 else 1
+    k = 0
+    while k < width:
+        k = min(k, width - piece)
+        s, t = source + np.uintp(k), target + np.uintp(2 * k)
+        if piece == 32:
+            _scale32(t, s, step, offset, high)
+        elif piece == 16:
+            _scale16(t, s, step, offset, high)
+        elif piece == 8:
+            _scale8(t, s, step, offset, high)
+        else:
+            _scale1(t, s, step, offset, high)
+        k += piece
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _place_codes(
     scratch: Any, begin: Any, end: Any, corner: Any, start: Any, window: Any, out: Any
 ) -> None:
     """The same for the codes of a window: HU = min(offset + step * code, high)."""
-    step, offset, high = window
+    _, rows, columns = scratch.shape
+    source = np.uintp(scratch.ctypes.data)
+    target = np.uintp(out.ctypes.data)
     for z in range(begin[0], end[0]):
         for y in range(begin[1], end[1]):
-            source = scratch[z - corner[0], y - corner[1]]
-            target = out[z - start[0], y - start[1]]
-            a, b = begin[2] - corner[2], begin[2] - start[2]
-            for x in range(end[2] - begin[2]):
-                target[b + x] = np.int16(min(offset + step * np.int32(source[a + x]), high))
+            s = ((z - corner[0]) * rows + y - corner[1]) * columns + begin[2] - corner[2]
+            t = ((z - start[0]) * out.shape[1] + y - start[1]) * out.shape[2] + begin[2] - start[2]
+            _scale_row(source + np.uintp(s), target + np.uintp(2 * t), end[2] - begin[2], window)
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
@@ -386,7 +433,9 @@ class CompiledDecoder:
                 read.index,
                 (rows.start, rows.stop),
                 (read.first, read.low, read.high, read.start, read.chunk),
-                (intensity.step, intensity.low - intensity.step, intensity.high),
+                tuple(
+                    map(np.int16, (intensity.step, intensity.low - intensity.step, intensity.high))
+                ),
                 self._scratch,
                 self._planes,
                 self._data,
