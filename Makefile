@@ -5,9 +5,10 @@ DEMO := demo
 BIN := $(VENV)/bin
 PRECT := $(BIN)/prect
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
 
 .PHONY: help setup demo test test-slow lint format docs benchmark-harmonise benchmark-layout \
-	benchmark-build benchmark-ingest clean
+	benchmark-build benchmark-ingest benchmark-io clean
 
 help:
 	@echo "make setup   virtual environment with prect and everything it needs"
@@ -15,6 +16,7 @@ help:
 	@echo "make test    the test suite"
 	@echo "make lint    ruff and mypy"
 	@echo "make docs    write the generated pages of docs/ again"
+	@echo "make benchmark-io          random chunks and the loader against eight other readers (ten minutes)"
 	@echo "make benchmark-harmonise   harmonisation against MONAI's chain, one core"
 	@echo "make benchmark-layout      bytes and speed of chunks and codecs (ten minutes)"
 	@echo "make benchmark-build       stores against MONAI's cache: bytes, speed, memory (quarter of an hour)"
@@ -63,6 +65,13 @@ format: setup
 docs: setup
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/generate_checks.py
+
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	@touch $@
+
+benchmark-io: $(BENCH_STAMP)
+	$(PRECT) benchmark-io --json benchmark-io.json --png benchmark-io.png
 
 benchmark-harmonise: setup
 	$(BIN)/python benchmarks/harmonise.py

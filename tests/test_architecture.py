@@ -22,10 +22,11 @@ ALLOWED: dict[str, set[str]] = {
     "prect.cache.intensity": set(),
     "prect.cache.format": {"prect.cache.intensity"},
     "prect.cache.decode": {"prect.cache.format", "prect.cache.intensity"},
-    "prect.cache.compiled": {"prect.cache.decode"},
+    "prect.cache.compiled": set(),
+    "prect.cache.native": {"prect.cache.compiled", "prect.cache.decode"},
     "prect.cache.reader": {
         "prect.manifests",
-        "prect.cache.compiled",
+        "prect.cache.native",
         "prect.cache.decode",
         "prect.cache.format",
         "prect.cache.intensity",

@@ -2,26 +2,22 @@
 
 numba compiles it at first use (a second or two, then kept on disk); no toolchain is needed. It
 calls the C functions that the wheels of numcodecs (c-blosc) and google-crc32c bring along, and
-libc's pread and posix_fadvise. It holds no lock, starts no thread and runs without the GIL.
+libc's pread and posix_fadvise, under the names that `prect.cache.native` gives them. It holds no
+lock, starts no thread and runs without the GIL.
+
+All of it lies in one file: numba looks at the age of a function's own file alone to tell whether
+what it has kept on disk still holds.
 """
 
 from __future__ import annotations
 
-import ctypes
-import importlib
+from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
-from numcodecs import blosc
-from numpy.typing import NDArray
-
-from prect.cache.decode import RUN_BYTES, BoxRead, ChunkFault, Fault
-from prect.errors import PrectError
-from prect.units import Triple
 
 _WILLNEED = 3
 """POSIX_FADV_WILLNEED on Linux."""
@@ -30,32 +26,13 @@ _FRAME_HEADER = 20
 """Bytes of a blosc frame before its first stream, when it has one block."""
 
 
-class CompiledLoopError(PrectError):
-    """This machine lacks something that the compiled loop needs; the Python loop does without."""
-
-
-def _register(name: str, library: ctypes.CDLL, symbol: str) -> None:
+def _compiled(function: Callable[..., Any]) -> Any:
+    """Machine code at the first call, without the GIL, kept on disk where there is a place."""
     try:
-        address = ctypes.cast(getattr(library, symbol), ctypes.c_void_p).value
-    except AttributeError as error:
-        raise CompiledLoopError(f"{library._name or 'libc'} exports no {symbol}") from error
-    llvm.add_symbol(name, address)
-
-
-def _register_all() -> None:
-    try:
-        checksums = importlib.import_module("google_crc32c._crc32c").__file__
-    except ImportError as error:
-        raise CompiledLoopError("google-crc32c came without its compiled part") from error
-    # A lookup through a module also searches the libraries that it was linked with.
-    _register("prect_crc32c", ctypes.CDLL(checksums), "crc32c_value")
-    codecs = ctypes.CDLL(blosc.__file__)
-    _register("prect_decompress", codecs, "blosc_decompress_ctx")
-    _register("prect_lz4", codecs, "LZ4_decompress_safe_partial")
-    libc = ctypes.CDLL(None)
-    _register("prect_pread", libc, "pread64")
-    _register("prect_advise", libc, "posix_fadvise64")
-    _register("prect_copy", libc, "memcpy")
+        return njit(nogil=True, cache=True)(function)
+    except RuntimeError:
+        # Neither beside this file nor in the user's home may be written: each process compiles.
+        return njit(nogil=True)(function)
 
 
 # Names, not addresses, so that the compiled code can be kept on disk.
@@ -137,8 +114,8 @@ _join32, _join16, _join8, _join1 = (_joiner(count) for count in (32, 16, 8, 1))
 _scale32, _scale16, _scale8, _scale1 = (_scaler(count) for count in (32, 16, 8, 1))
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _hint(descriptor: Any, index: Any) -> None:
+@_compiled
+def hint(descriptor: Any, index: Any) -> None:
     """Ask the kernel for all ranges at once, neighbours merged."""
     chunks = index.reshape(-1, 2)
     begin = end = np.int64(-1)
@@ -155,7 +132,7 @@ def _hint(descriptor: Any, index: Any) -> None:
         _advise(descriptor, begin, end - begin, _WILLNEED)
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _word(data: Any, at: Any) -> Any:
     """The little-endian uint32 at a place."""
     value = np.uint32(0)
@@ -164,7 +141,7 @@ def _word(data: Any, at: Any) -> Any:
     return value
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _run_length(chunks: Any, first: Any, limit: Any) -> Any:
     """How many bytes from chunk ``first`` on lie in one piece, as far as whole chunks fit."""
     begin = chunks[first, 0]
@@ -176,7 +153,7 @@ def _run_length(chunks: Any, first: Any, limit: Any) -> Any:
     return end - begin
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _check(data: Any, at: Any, length: Any, chunk_bytes: Any) -> Any:
     """The number of a compressed chunk's fault, 0 for none."""
     body = length - _CRC_BYTES
@@ -188,7 +165,7 @@ def _check(data: Any, at: Any, length: Any, chunk_bytes: Any) -> Any:
     return 0
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _is_split_lz4(data: Any, at: Any, chunk_bytes: Any) -> Any:
     """Whether a frame is one block of two LZ4 streams: the low bytes, then the high bytes.
 
@@ -199,7 +176,7 @@ def _is_split_lz4(data: Any, at: Any, chunk_bytes: Any) -> Any:
     return data[at + 2] == 0b00100001 and data[at + 3] == 2 and _word(data, at + 8) == chunk_bytes
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _split_lz4(data: Any, at: Any, end: Any, planes: Any, needed: Any) -> Any:
     """Decompress the first ``needed`` bytes of both streams into ``planes`` (2, n); 0 or a fault.
 
@@ -224,7 +201,7 @@ def _split_lz4(data: Any, at: Any, end: Any, planes: Any, needed: Any) -> Any:
     return 0
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _decompress_whole(data: Any, at: Any, scratch: Any) -> Any:
     """Decompress any blosc frame; 0 or a fault."""
     source = np.uintp(data.ctypes.data) + np.uintp(at)
@@ -233,7 +210,7 @@ def _decompress_whole(data: Any, at: Any, scratch: Any) -> Any:
     return 0 if done == scratch.nbytes else 4
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _join_row(source: Any, size: Any, target: Any, width: Any) -> None:
     """Join ``width`` voxels; the last piece may overlap the one before, which is faster than ones.
 
@@ -259,7 +236,7 @@ def _join_row(source: Any, size: Any, target: Any, width: Any) -> None:
         k += piece
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _place_split(
     planes: Any, chunk: Any, begin: Any, end: Any, corner: Any, start: Any, out: Any
 ) -> None:
@@ -275,7 +252,7 @@ def _place_split(
             _join_row(low + np.uintp(s), size, target + np.uintp(2 * t), width)
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _place_hu(scratch: Any, begin: Any, end: Any, corner: Any, start: Any, out: Any) -> None:
     """Copy the voxels ``begin`` to ``end`` of the level out of the chunk at ``corner``."""
     _, rows, columns = scratch.shape
@@ -294,7 +271,7 @@ def _place_hu(scratch: Any, begin: Any, end: Any, corner: Any, start: Any, out: 
             t_byte += np.uintp(out.shape[2]) * size
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _scale_row(source: Any, target: Any, width: Any, window: Any) -> None:
     """HU of ``width`` codes, pieces as in `_join_row`."""
     step, offset, high = window
@@ -314,7 +291,7 @@ def _scale_row(source: Any, target: Any, width: Any, window: Any) -> None:
         k += piece
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _place_codes(
     scratch: Any, begin: Any, end: Any, corner: Any, start: Any, window: Any, out: Any
 ) -> None:
@@ -329,8 +306,8 @@ def _place_codes(
             _scale_row(source + np.uintp(s), target + np.uintp(2 * t), end[2] - begin[2], window)
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _fill(
+@_compiled
+def fill(
     descriptor: Any,
     index: Any,
     rows: Any,
@@ -395,56 +372,3 @@ def _fill(
         if fault != 0:
             return 8 * k + fault
     return -1
-
-
-class CompiledDecoder:
-    """One call a box; see `prect.cache.decode.Decoder`."""
-
-    @staticmethod
-    def prepare() -> None:
-        """Tell the compiler where the C functions are; once in a process, before the first read.
-
-        Raises:
-            CompiledLoopError: one of them is not to be had.
-        """
-        _register_all()
-
-    def __init__(self) -> None:
-        self._scratch: NDArray[Any] = np.empty((0, 0, 0), dtype=np.int16)
-        self._planes: NDArray[np.uint8] = np.empty((2, 0), dtype=np.uint8)
-        self._data: NDArray[np.uint8] = np.empty(RUN_BYTES, dtype=np.uint8)
-
-    def hint(self, read: BoxRead) -> None:
-        """See `prect.cache.decode.Decoder.hint`."""
-        _hint(np.int32(read.descriptor), read.index)
-
-    def fill(self, read: BoxRead, rows: range) -> ChunkFault | None:
-        """See `prect.cache.decode.Decoder.fill`."""
-        intensity = read.intensity
-        if self._scratch.shape != read.chunk or self._scratch.dtype != intensity.dtype:
-            self._scratch = np.empty(read.chunk, dtype=intensity.dtype)
-            self._planes = np.empty((2, self._scratch.size), dtype=np.uint8)
-        longest = int(read.index[..., 1].max())
-        if longest > self._data.size:
-            self._data = np.empty(longest, dtype=np.uint8)
-        code = int(
-            _fill(
-                np.int32(read.descriptor),
-                read.index,
-                (rows.start, rows.stop),
-                (read.first, read.low, read.high, read.start, read.chunk),
-                tuple(
-                    map(np.int16, (intensity.step, intensity.low - intensity.step, intensity.high))
-                ),
-                self._scratch,
-                self._planes,
-                self._data,
-                read.out,
-            )
-        )
-        if code < 0:
-            return None
-        place = np.unravel_index(code // 8, read.index.shape[:3])
-        z, y, x = (f + int(p) for f, p in zip(read.first, place, strict=True))
-        position: Triple = (z, y, x)
-        return ChunkFault(position, Fault(code % 8))

@@ -1,7 +1,7 @@
 """From the inner chunks of a shard to one box of HU, in Python.
 
 What a read needs is gathered in a `BoxRead`; a decoder turns it into voxels. The decoder here
-takes one Python turn a chunk and runs anywhere; `prect.cache.compiled` does the same, several
+takes one Python turn a chunk and runs anywhere; `prect.cache.native` does the same, several
 times faster, in machine code. Both are used through `prect.cache.reader` and pass the same tests.
 """
 

@@ -62,7 +62,7 @@ def best_decoder() -> Callable[[], Decoder]:
     """The compiled decoder where this machine can have it, else the one in Python."""
     # Imported at the first read: numba is heavy, and who only looks at attributes needs none.
     try:
-        from prect.cache.compiled import CompiledDecoder, CompiledLoopError  # noqa: PLC0415
+        from prect.cache.native import CompiledDecoder, CompiledLoopError  # noqa: PLC0415
     except ImportError:
         return PythonDecoder
     try:

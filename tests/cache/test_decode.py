@@ -335,17 +335,32 @@ def test_a_store_that_was_replaced_is_not_mixed_with_the_old_one(
     pool.close()
 
 
-def test_where_numba_is_missing_reading_still_works(tmp_path: Path) -> None:
-    path = tmp_path / "case.ome.zarr"
-    volume = smooth_hu((20, 20, 20), seed=6)
-    write_store(path, volume, levels=1)
+def report_of(path: Path, before: str, **environment: str) -> list[object]:
+    """The decoder's name and the sum of a small store, from a process of its own."""
     code = (
-        "import sys, json; sys.modules['numba'] = None\n"
+        f"import sys, json; {before}\n"
         "from prect.cache.reader import StoreReader, best_decoder\n"
         f"read = StoreReader({str(path)!r}).read(0, (0, 0, 0), (20, 20, 20))\n"
         "print(json.dumps([best_decoder().__name__, int(read.astype('i8').sum())]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        env=os.environ | environment,
     )
-    assert json.loads(done.stdout) == ["PythonDecoder", int(volume.astype(np.int64).sum())]
+    report: list[object] = json.loads(done.stdout)
+    return report
+
+
+def test_where_numba_is_missing_or_cannot_keep_its_code(tmp_path: Path) -> None:
+    path = tmp_path / "case.ome.zarr"
+    volume = smooth_hu((20, 20, 20), seed=6)
+    write_store(path, volume, levels=1)
+    total = int(volume.astype(np.int64).sum())
+    assert report_of(path, "sys.modules['numba'] = None") == ["PythonDecoder", total]
+    # The only place that may be asked for has no folder: nothing can be kept.
+    nowhere = {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator", "NUMBA_CACHE_DIR": ""}
+    assert report_of(path, "pass", **nowhere) == ["CompiledDecoder", total]
