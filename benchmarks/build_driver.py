@@ -165,12 +165,13 @@ def build_at_once(workspace: str, rows: int) -> dict[str, Any]:
     """Plan and build, with a stand-in for the cluster; then make the stores' folders, empty."""
     from unittest.mock import patch  # noqa: PLC0415
 
+    from prect import retries  # noqa: PLC0415
     from prect.cache import build as engine  # noqa: PLC0415
 
     place, profile = _of(workspace)
     seconds, made = _planned(place, profile)
     began = time.perf_counter()
-    with patch.object(engine, "run_bounded", _stand_in):
+    with patch.object(retries, "run_bounded", _stand_in):
         client: Any = object()
         report = engine.build(made, client)
     build_s = time.perf_counter() - began
@@ -195,7 +196,7 @@ def _stand_in(
     stop: Callable[[], bool] | None = None,
 ) -> Iterator[tuple[Job, CacheRow]]:
     """`prect.cluster.run_bounded` without a cluster: the row of each volume, at once."""
-    from prect.cache.convert import identity  # noqa: PLC0415
+    from prect.cache.rows import origin_of  # noqa: PLC0415
     from prect.manifests.stores import CacheRow  # noqa: PLC0415
 
     del client, function, at_once, stop
@@ -215,7 +216,7 @@ def _stand_in(
                 levels=3,
                 bytes=11_000_000,
                 source_bytes=source.bytes,
-                made_from=identity(source),
+                made_from=origin_of(vars(source)),
                 digest=source.source_digest,
             ),
         )

@@ -22,7 +22,8 @@ from measuring import SEED
 
 from prect.cache.format import BodyBox, LevelAttributes, SourceAttributes, StoreAttributes
 from prect.cache.reader import StoreReader
-from prect.cache.writer import StoreWriter, store_bytes
+from prect.cache.rows import store_bytes
+from prect.cache.writer import StoreWriter
 from prect.train.views import Geometry, plan_region, whole_view
 from prect.units import Triple
 

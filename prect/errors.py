@@ -5,6 +5,7 @@
     PrectError
     ├── ConfigError      (ValueError)    a setting is unknown, ill-typed or out of range
     ├── WorkspaceError   (OSError)       a folder of the workspace is missing or in use
+    │   └── BusyError                    another process holds what is to be locked
     ├── ManifestError    (ValueError)    a table lacks columns or rows that it must have
     ├── VolumeError      (ValueError)    a foreign file is no usable CT volume; has a code
     ├── StoreError       (ValueError)    a store is missing, damaged or of another version
@@ -32,6 +33,10 @@ class ConfigError(PrectError, ValueError):
 
 class WorkspaceError(PrectError, OSError):
     """A folder or file of the workspace is missing, unreadable or in use."""
+
+
+class BusyError(WorkspaceError):
+    """Another process holds what is to be locked."""
 
 
 class ManifestError(PrectError, ValueError):
@@ -71,27 +76,34 @@ class ChunkError(StoreError):
         level: resolution level, 0 is the finest.
         chunk: index of the inner chunk, ``(z, y, x)``; ``None`` when the whole shard is concerned.
         detail: what was found.
+        remedy: what to do about it.
     """
 
     def __init__(
-        self, case: str, level: int, chunk: tuple[int, int, int] | None, detail: str
+        self,
+        case: str,
+        level: int,
+        chunk: tuple[int, int, int] | None,
+        detail: str,
+        remedy: str = "To build it again from its source, run: prect verify --deep --repair",
     ) -> None:
         where = "shard" if chunk is None else f"chunk {chunk}"
-        super().__init__(
-            f"case {case}, level {level}, {where}: {detail}. "
-            "To build it again from its source, run: prect verify --deep --repair"
-        )
+        super().__init__(f"case {case}, level {level}, {where}: {detail}. {remedy}".rstrip())
         self.case = case
         self.level = level
         self.chunk = chunk
         self.detail = detail
+        self.remedy = remedy
 
     def __reduce__(
         self,
     ) -> tuple[
-        type[ChunkError], tuple[str, int, tuple[int, int, int] | None, str], dict[str, object]
+        type[ChunkError],
+        tuple[str, int, tuple[int, int, int] | None, str, str],
+        dict[str, object],
     ]:
-        return type(self), (self.case, self.level, self.chunk, self.detail), self.__dict__
+        made_of = (self.case, self.level, self.chunk, self.detail, self.remedy)
+        return type(self), made_of, self.__dict__
 
 
 class ClusterError(PrectError, RuntimeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -9,17 +10,26 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
-from prect.errors import WorkspaceError
+from prect.errors import BusyError, WorkspaceError
 
 PATIENCE = 1.0
 """Seconds: who only looks whether a lock is held has it for a moment."""
 _PAUSE = 0.02
+_ROOM = "make room on its disk; prect gc clears what killed processes have left"
+_RIGHT = "get the right to write there, or use another workspace"
+_REMEDIES = {
+    errno.EROFS: "mount its file system for writing, or use another workspace",
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EACCES: _RIGHT,
+    errno.EPERM: _RIGHT,
+}
 
 
 @contextmanager
-def locked(path: Path, busy: str, *, wait: bool = False) -> Iterator[None]:
+def locked(path: Path, busy: str, *, wait: bool = False, named: bool = True) -> Iterator[None]:
     """Hold an exclusive lock (flock) on a file; it ends with the process, however that ends.
 
     While it is held, the file says by whom: name of the host, and process id.
@@ -29,25 +39,58 @@ def locked(path: Path, busy: str, *, wait: bool = False) -> Iterator[None]:
         busy: the message when another process holds it for longer than `PATIENCE`;
             ``process {holder}`` becomes "process 123 on host x".
         wait: wait until it is free, instead.
+        named: say in the file who holds it; without, a disk that is full does no harm.
 
     Raises:
-        WorkspaceError: another process holds the lock, and ``wait`` is false; or the file
-            system has no locks.
+        BusyError: another process holds the lock, and ``wait`` is false.
+        WorkspaceError: the file cannot be written, or the file system has no locks.
     """
-    with path.open("a+") as file:
+    with _lock_file(path) as file:
         deadline = time.monotonic() + PATIENCE
         while not take_lock(file, path, wait=wait):
             if time.monotonic() > deadline:
                 file.seek(0)
-                raise WorkspaceError(busy.format(holder=_holder(file.read())))
+                raise BusyError(busy.format(holder=_holder(file.read().decode(errors="replace"))))
             time.sleep(_PAUSE)
         file.truncate(0)
-        file.write(f"{socket.gethostname()} {os.getpid()}")
-        file.flush()
+        if named:
+            _write_holder(file, path)
         try:
             yield
         finally:
             file.truncate(0)
+
+
+def _lock_file(path: Path) -> BinaryIO:
+    try:
+        # Without a buffer, which would be written once more, and fail again, when it is closed.
+        return path.open("a+b", buffering=0)
+    except OSError as error:
+        raise _not_writable(path, error) from error
+
+
+def _write_holder(file: BinaryIO, path: Path) -> None:
+    try:
+        file.write(f"{socket.gethostname()} {os.getpid()}".encode())
+    except OSError as error:
+        raise _not_writable(path, error) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, unless it is there.
+
+    Raises:
+        WorkspaceError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_writable(path, error) from error
+
+
+def _not_writable(path: Path, error: OSError) -> WorkspaceError:
+    remedy = _REMEDIES.get(error.errno or 0, "see that it can be, or use another workspace")
+    return WorkspaceError(f"{path} cannot be written ({error.strerror}); {remedy}")
 
 
 def _holder(text: str) -> str:

@@ -20,11 +20,12 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import stat
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from prect.errors import WorkspaceError
-from prect.files import locked
+from prect.files import locked, make_folder
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 STORE_SUFFIX = ".ome.zarr"
@@ -45,12 +46,31 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
+def _refuse_file(root: Path) -> None:
+    try:
+        is_folder = stat.S_ISDIR(root.stat().st_mode)
+    except NotADirectoryError:  # it would lie below a file
+        is_folder = False
+    except OSError:  # it is not there yet; or whoever reads or writes in it is told why not
+        return
+    if not is_folder:
+        raise WorkspaceError(
+            f"the workspace {root} is a file, or lies below one; give the folder that holds "
+            "manifests, stores and runs, or the name of a new one"
+        )
+
+
 class Workspace:
-    """Paths inside one workspace folder; nothing is created until something is written."""
+    """Paths inside one workspace folder; nothing is created until something is written.
+
+    Raises:
+        WorkspaceError: there is something else than a folder of that name.
+    """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         # Absolute, since workers on other machines run in other folders.
         self.root = Path(root).absolute()
+        _refuse_file(self.root)
 
     @property
     def manifests(self) -> Path:
@@ -145,7 +165,7 @@ class Workspace:
         return present
 
     def _make_salt(self, path: Path, salt: str) -> None:
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_folder(self.root)
         temporary = path.with_name(f".salt.{secrets.token_hex(4)}.tmp")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
@@ -164,9 +184,10 @@ class Workspace:
             wait: wait for the holder to end, for work that takes seconds.
 
         Raises:
-            WorkspaceError: another process holds the lock, and ``wait`` is false.
+            BusyError: another process holds the lock, and ``wait`` is false.
+            WorkspaceError: the workspace cannot be written, or its file system has no locks.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_folder(self.root)
         busy = (
             f"{purpose} is already running on {self.root}, or what must not run beside it "
             "(process {holder}); wait for it to end, or use another workspace"

@@ -18,7 +18,8 @@ ALLOWED: dict[str, set[str]] = {
     "prect.phantom": set(),
     "prect.manifests": set(),
     "prect.cluster": set(),
-    "prect.ingest": {"prect.manifests", "prect.cluster"},
+    "prect.retries": {"prect.cluster"},
+    "prect.ingest": {"prect.manifests", "prect.cluster", "prect.retries"},
     "prect.cache.intensity": set(),
     "prect.cache.format": {"prect.cache.intensity"},
     "prect.cache.decode": {"prect.cache.format", "prect.cache.intensity"},
@@ -40,7 +41,28 @@ ALLOWED: dict[str, set[str]] = {
         "prect.cache.intensity",
         "prect.cache.hidden",
     },
-    "prect.cache": {"prect.manifests", "prect.ingest", "prect.cluster"},
+    "prect.cache.histogram": set(),
+    "prect.cache.rows": {"prect.manifests", "prect.cache.reader"},
+    "prect.cache.checks": {
+        "prect.manifests",
+        "prect.retries",
+        "prect.cache.format",
+        "prect.cache.hidden",
+        "prect.cache.histogram",
+        "prect.cache.intensity",
+        "prect.cache.profile",
+        "prect.cache.rows",
+        "prect.cache.writer",
+    },
+    "prect.cache.checks.repair": {"prect.manifests", "prect.cache"},
+    "prect.cache.upkeep": {
+        "prect.manifests",
+        "prect.cache.forecast.trial",
+        "prect.cache.hidden",
+        "prect.cache.reader",
+        "prect.cache.writer",
+    },
+    "prect.cache": {"prect.manifests", "prect.ingest", "prect.retries"},
     "prect.train": {
         "prect.manifests",
         "prect.cache.reader",
@@ -110,6 +132,7 @@ def test_the_walk_sees_a_forbidden_arrow() -> None:
     assert not may_import("prect.cache.reader", "prect.ingest.settings")
     assert not may_import("prect.ingest.survey", "prect.cache.reader")
     assert not may_import("prect.manifests.sources", "prect.ingest")
+    assert not may_import("prect.cache.checks.verify", "prect.cache.convert")
     assert may_import("prect.cache.build", "prect.ingest.harmonise")
 
 

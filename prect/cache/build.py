@@ -19,7 +19,6 @@ from prect.cache.convert import Job, convert, quarantine
 from prect.cache.plan import Plan, make_plan
 from prect.cache.profile import write_profile
 from prect.cache.writer import clear_leftovers
-from prect.cluster import run_bounded
 from prect.errors import BuildError
 from prect.manifests.stores import (
     CACHE_SCHEMA,
@@ -29,6 +28,7 @@ from prect.manifests.stores import (
     write_cache_table,
     write_quarantine,
 )
+from prect.retries import run_retrying
 from prect.workspace import Workspace
 
 __all__ = ["Outcome", "Plan", "Report", "build", "make_plan", "run_jobs"]
@@ -204,22 +204,9 @@ def run_jobs(
     jobs: Iterable[Job], client: Client, stop: Callable[[], bool] | None = None
 ) -> Iterator[tuple[Job, Outcome]]:
     """Each job with its outcome, as it is there; those that lost their worker come last."""
-    lost: list[Job] = []
-    for job, outcome in run_bounded(client, convert, jobs, stop=stop):
-        if outcome is None:
-            lost.append(job)
-        else:
-            yield job, outcome
-    for job, outcome in run_bounded(client, convert, lost, at_once=1, stop=stop):
-        yield (
-            job,
-            outcome
-            or quarantine(
-                job,
-                "build.worker_died",
-                "the worker died more than once on this volume, memory may be short",
-            ),
-        )
+    reason = "the worker died more than once on this volume, memory may be short"
+    for job, outcome in run_retrying(client, convert, jobs, stop=stop):
+        yield job, outcome or quarantine(job, "build.worker_died", reason)
 
 
 def _save(report: Report, error: BaseException) -> None:

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from prect import __version__
 from prect.cache.format import BodyBox, SourceAttributes, StoreAttributes
+from prect.cache.histogram import HuHistogram
 from prect.cache.profile import Profile
-from prect.cache.reader import StoreReader
-from prect.cache.writer import StoreWriter, store_bytes
+from prect.cache.rows import origin_of, stored_row
+from prect.cache.writer import StoreWriter
 from prect.errors import StoreError, VolumeError
 from prect.ingest.checks import voxel_findings
 from prect.ingest.findings import first_rejection
@@ -24,10 +22,7 @@ from prect.ingest.rescale import rescaled
 from prect.ingest.volume import Volume, orientation_of, spacing_of
 from prect.manifests.limits import Limits
 from prect.manifests.sources import SourceRow
-from prect.manifests.stores import CacheRow, QuarantineRow, made_from
-from prect.units import HU_MAX, HU_MIN
-
-_PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
+from prect.manifests.stores import CacheRow, QuarantineRow
 
 
 @dataclass(frozen=True)
@@ -90,49 +85,7 @@ def quarantine(job: Job, code: str, reason: str) -> QuarantineRow:
         profile=job.profile.digest,
         code=code,
         reason=reason,
-        made_from=identity(source),
-    )
-
-
-def stored_row(store: Path) -> CacheRow:
-    """The manifest row of a committed store, from its own attributes.
-
-    Raises:
-        StoreError: there is no readable store.
-    """
-    attributes = StoreReader(store).attributes
-    finest, intensity = attributes.levels[0], attributes.intensity
-    return CacheRow(
-        dataset=attributes.dataset,
-        case=attributes.case,
-        patient=attributes.patient,
-        series=attributes.series,
-        source_digest=attributes.source_digest,
-        profile=attributes.profile_digest,
-        shape=finest.shape,
-        spacing=finest.spacing,
-        levels=len(attributes.levels),
-        bytes=store_bytes(store),
-        source_bytes=attributes.source.bytes,
-        made_from=attributes.made_from,
-        intensity=str(intensity),
-        hu_low=intensity.low,
-        hu_high=intensity.high,
-        hu_step=intensity.step,
-        digest=attributes.digest,
-    )
-
-
-def identity(source: SourceRow) -> str:
-    """What `made_from` is for a row of the source manifest."""
-    return made_from(
-        source.source_digest,
-        source.patient,
-        source.series,
-        (source.slope, source.intercept),
-        source.shape,
-        source.spacing,
-        source.orientation,
+        made_from=origin_of(vars(source)),
     )
 
 
@@ -152,6 +105,8 @@ def _decode(source: SourceRow, limits: Limits) -> Volume:
 def _write(job: Job, volume: Volume, harmonised: Harmonised) -> None:
     profile, source = job.profile, job.source
     storage, grid = profile.storage, profile.harmonisation
+    histogram = HuHistogram()
+    histogram.add(harmonised.voxels)
     with StoreWriter(job.store) as writer:
         levels = writer.write_levels(
             harmonised.voxels,
@@ -171,7 +126,7 @@ def _write(job: Job, volume: Volume, harmonised: Harmonised) -> None:
             patient=source.patient,
             series=source.series,
             source_digest=source.source_digest,
-            made_from=identity(source),
+            made_from=origin_of(vars(source)),
             profile=profile.model_dump(mode="json"),
             profile_digest=profile.digest,
             affine=harmonised.affine.tolist(),
@@ -185,7 +140,7 @@ def _write(job: Job, volume: Volume, harmonised: Harmonised) -> None:
                 intercept=source.intercept,
             ),
             body_box=BodyBox(offset=harmonised.box_offset, full_shape=harmonised.full_shape),
-            hu_percentiles=_percentiles(harmonised.voxels),
+            hu_percentiles=histogram.percentiles(),
             intensity=profile.intensity,
             levels=levels,
             software={
@@ -195,14 +150,3 @@ def _write(job: Job, volume: Volume, harmonised: Harmonised) -> None:
             },
         )
         writer.commit(attributes)
-
-
-def _percentiles(hu: NDArray[np.int16]) -> dict[str, int]:
-    """HU that at least so many per cent of the voxels do not exceed, from a histogram."""
-    counts = np.zeros(HU_MAX - HU_MIN + 1, dtype=np.int64)
-    for plane in hu:  # a plane at a time: counting needs eight bytes a voxel
-        counts += np.bincount(plane.ravel() - np.int16(HU_MIN), minlength=len(counts))
-    total = np.cumsum(counts)
-    ranks = [percent / 100 * total[-1] for percent in _PERCENTILES]
-    found = np.searchsorted(total, ranks)
-    return {f"{p:g}": int(n) + HU_MIN for p, n in zip(_PERCENTILES, found, strict=True)}

@@ -18,10 +18,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prect.cache.convert import Job, stored_row
+from prect.cache.convert import Job
 from prect.cache.format import SHARD_KEY, document_digest, parse_group, version_is_damaged
 from prect.cache.profile import Profile
 from prect.cache.reader import StoreReader
+from prect.cache.rows import ORIGIN_COLUMNS, origin_of, stored_row
 from prect.errors import ManifestError, StoreError, StoreVersionError, WorkspaceError
 from prect.manifests.cards import load_card
 from prect.manifests.limits import Limits
@@ -31,7 +32,6 @@ from prect.manifests.stores import (
     CACHE_SCHEMA,
     QuarantineRow,
     cache_table,
-    made_from,
     read_cache_table,
     read_quarantine,
 )
@@ -45,10 +45,7 @@ PASSING_CODES = {
     "build.out_of_memory",
 }
 """Failures of the place, not of the volume: they are tried again by the next build."""
-_PLANNED_COLUMNS = [
-    *("case", "verdict", "root", "source_digest", "patient", "series"),
-    *("slope", "intercept", "shape", "spacing", "orientation"),
-]
+_PLANNED_COLUMNS = ["case", "verdict", "root", *ORIGIN_COLUMNS]
 _BATCH = 1024
 
 
@@ -121,7 +118,7 @@ def make_plan(dataset: str, workspace: Workspace, profile: Profile, *, retry: bo
     for batch in stream_batches(path, SOURCES_SCHEMA, _PLANNED_COLUMNS, _BATCH):
         sources += len(batch)
         for row in batch.filter(pa.array(usable(batch))).to_pylist():
-            case, origin, state = row["case"], _origin(row), None
+            case, origin, state = row["case"], origin_of(row), None
             if case in present:
                 n = rows_of.get(case)
                 store = workspace.store(dataset, case)
@@ -260,18 +257,6 @@ def _listed(workspace: Workspace, dataset: str) -> pa.Table:
     except ManifestError:
         # It is an index: the stores themselves are asked instead.
         return CACHE_SCHEMA.empty_table()
-
-
-def _origin(row: dict[str, Any]) -> str:
-    return made_from(
-        row["source_digest"],
-        row["patient"],
-        row["series"],
-        (row["slope"], row["intercept"]),
-        row["shape"],
-        row["spacing"],
-        row["orientation"],
-    )
 
 
 def _voxels(row: dict[str, Any], profile: Profile) -> tuple[int, int]:

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import google_crc32c
 import numpy as np
@@ -43,6 +44,10 @@ from prect.cache.format import (
 )
 from prect.errors import ChunkError, StoreError
 from prect.units import HU_MIN, Triple, Vector
+
+if TYPE_CHECKING:
+    from prect.manifests.stores import CacheRow
+    from prect.workspace import Workspace
 
 _GROUP_FILE = "zarr.json"
 
@@ -123,9 +128,24 @@ class _Shard:
         os.close(self.descriptor)
 
 
-def _identity(status: os.stat_result) -> tuple[int, int, int]:
-    # A file system gives the number of a deleted file to the next one.
-    return status.st_dev, status.st_ino, status.st_mtime_ns
+def _read_group(store: Path, folder: int | None = None) -> tuple[bytes, tuple[int, int, int]]:
+    """A store's ``zarr.json``, and what tells that file from another that takes its place.
+
+    Args:
+        store: folder of the store.
+        folder: its descriptor; by its path when left out.
+
+    Raises:
+        StoreError: there is none.
+    """
+    try:
+        path = store / _GROUP_FILE if folder is None else Path(_GROUP_FILE)
+        with open(path, "rb", opener=partial(os.open, dir_fd=folder)) as file:
+            status = os.fstat(file.fileno())
+            # A file system gives the number of a deleted file to the next one.
+            return file.read(), (status.st_dev, status.st_ino, status.st_mtime_ns)
+    except OSError as error:
+        raise StoreError(f"no store at {store} ({error.strerror})") from error
 
 
 class StoreReader:
@@ -148,12 +168,7 @@ class StoreReader:
         decoder: Callable[[], Decoder] | None = None,
     ) -> None:
         self.path = Path(path)
-        try:
-            with (self.path / _GROUP_FILE).open("rb") as file:
-                text = file.read()
-                self._identity = _identity(os.fstat(file.fileno()))
-        except OSError as error:
-            raise StoreError(f"no store at {self.path} ({error.strerror})") from error
+        text, self._identity = _read_group(self.path)
         self.attributes = parse_group(text, str(self.path))
         if expected_profile not in (None, self.attributes.profile_digest):
             raise StoreError(
@@ -170,6 +185,21 @@ class StoreReader:
         self._shards: dict[int, _Shard] = {}
         self._decoder = decoder
         self._decoders: list[Decoder] = []
+
+    @classmethod
+    def of(cls, workspace: Workspace, row: CacheRow) -> StoreReader:
+        """The store of a row of a cache manifest.
+
+        Raises:
+            StoreError: there is none, it is damaged, or not the one that the row tells of.
+        """
+        reader = cls(workspace.store(row.dataset, row.case), expected_profile=row.profile)
+        if reader.attributes.digest != row.digest:
+            raise StoreError(
+                f"{reader.path} is not the store that its manifest tells of; run: prect verify "
+                f"{row.dataset} --rebuild-manifest"
+            )
+        return reader
 
     def read(
         self,
@@ -277,7 +307,7 @@ class StoreReader:
 
     @contextmanager
     def _folder(self) -> Iterator[int]:
-        """Descriptor of the folder whose attributes were read, while it still has its name.
+        """Descriptor of the folder whose attributes were read, or of one with the same voxels.
 
         A build may have put another store in its place, whose shards may have the same sizes.
         """
@@ -286,12 +316,20 @@ class StoreReader:
         except OSError as error:
             raise StoreError(f"no store at {self.path} ({error.strerror})") from error
         try:
-            try:
-                found = _identity(os.stat(_GROUP_FILE, dir_fd=folder))
-            except FileNotFoundError:
-                found = None
+            text, found = _read_group(self.path, folder)
             if found != self._identity:
-                raise StoreError(f"{self.path} has been replaced since it was opened; open it anew")
+                # A repair writes the same voxels again; their digests say so.
+                anew = parse_group(text, str(self.path))
+                if (anew.levels, anew.affine, anew.intensity) != (
+                    self.attributes.levels,
+                    self.attributes.affine,
+                    self.attributes.intensity,
+                ):
+                    raise StoreError(
+                        f"{self.path} has been replaced by another store since it was opened; "
+                        "open it anew"
+                    )
+                self._identity = found
             yield folder
         finally:
             os.close(folder)

@@ -400,11 +400,6 @@ def remove_leftover(folder: Path) -> bool:
         return False
 
 
-def store_bytes(path: Path) -> int:
-    """Bytes of all files of a store."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-
-
 def _flush(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())

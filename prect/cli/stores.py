@@ -24,9 +24,9 @@ from prect.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from prect.cache.export import NiftiExport
-    from prect.cache.leftovers import Leftover, Unfinished
-    from prect.cache.removal import Counts, Removal, Scope
+    from prect.cache.upkeep.export import NiftiExport
+    from prect.cache.upkeep.leftovers import Leftover, Unfinished
+    from prect.cache.upkeep.removal import Counts, Removal, Scope
     from prect.workspace import Workspace
 
 
@@ -49,7 +49,7 @@ def export_nifti(
     json: JsonOption = False,
 ) -> None:
     """Write a stored volume as NIfTI: int16 HU, RAS millimetres, where the scanner had it."""
-    from prect.cache import export
+    from prect.cache.upkeep import export
     from prect.workspace import Workspace
 
     store = export.find_store(Workspace(workspace), case)
@@ -98,7 +98,7 @@ def remove(
     json: JsonOption = False,
 ) -> None:
     """Delete volumes, their rows and their stores; foreign files and runs are not touched."""
-    from prect.cache.removal import Request, plan_removal
+    from prect.cache.upkeep.removal import Request, plan_removal
     from prect.workspace import Workspace
 
     place = Workspace(workspace)
@@ -131,7 +131,7 @@ def remove(
 
 
 def _remove(place: Workspace, plan: Removal, *, quiet: bool) -> tuple[Removal, Counts]:
-    from prect.cache.removal import remove as remove_planned
+    from prect.cache.upkeep.removal import remove as remove_planned
 
     with (
         interruptible("run it again to finish"),
@@ -142,7 +142,7 @@ def _remove(place: Workspace, plan: Removal, *, quiet: bool) -> tuple[Removal, C
 
 
 def _scope(cases: list[str] | None, *, orphans: bool, everything: bool) -> Scope:
-    from prect.cache.removal import Scope
+    from prect.cache.upkeep.removal import Scope
 
     chosen = {Scope.CASES: bool(cases), Scope.ORPHANS: orphans, Scope.ALL: everything}
     scopes = [scope for scope, wanted in chosen.items() if wanted]
@@ -224,7 +224,7 @@ def gc(
     json: JsonOption = False,
 ) -> None:
     """Clear what killed processes left: half-written stores, manifests and checkpoints."""
-    from prect.cache.leftovers import State, clear, find_leftovers, unfinished
+    from prect.cache.upkeep.leftovers import State, clear, find_leftovers, unfinished
     from prect.errors import WorkspaceError
     from prect.workspace import Workspace
 

@@ -29,9 +29,9 @@ from prect.cli.console import (
 if TYPE_CHECKING:
     from distributed import Client
 
-    from prect.cache.inventory import Listing
-    from prect.cache.repair import Repair
-    from prect.cache.verify import Broken, Checked, Verification
+    from prect.cache.checks.inventory import Listing
+    from prect.cache.checks.repair import Repair
+    from prect.cache.checks.verify import Broken, Checked, Verification
     from prect.workspace import Workspace
 
 _STORES_TOLD = 50
@@ -82,7 +82,7 @@ def verify(
     json: JsonOption = False,
 ) -> None:
     """Check every store, and the manifest against them; exit with status 1 if one is broken."""
-    from prect.cache.inventory import is_building, list_outside, list_stores
+    from prect.cache.checks.inventory import is_building, list_outside, list_stores
     from prect.errors import ManifestError
     from prect.manifests.cases import known_datasets
     from prect.workspace import Workspace
@@ -133,7 +133,7 @@ def _is_long(listings: Sequence[Listing], *, deep: bool) -> bool:
 
 
 def _has_to_build(found: Sequence[Verification]) -> bool:
-    from prect.cache.repair import Remedy, remedy
+    from prect.cache.checks.remedies import Remedy, remedy
 
     return any(
         remedy(broken, each.listing) is Remedy.REBUILD for each in found for broken in each.broken
@@ -155,7 +155,7 @@ def _client(
 def _verify(
     listings: Sequence[Listing], client: Client | None, *, deep: bool, collect: bool, quiet: bool
 ) -> list[Verification]:
-    from prect.cache.verify import verify as verify_stores
+    from prect.cache.checks.verify import verify as verify_stores
 
     total = sum(len(listing.cases) for listing in listings)
     with progress_bar("store", quiet=quiet or not total) as progress:
@@ -182,8 +182,8 @@ def _repair(
     quiet: bool,
 ) -> tuple[list[Repair], bool]:
     """Carry out --repair, --rebuild-manifest, or both; says whether it was stopped as well."""
-    from prect.cache.repair import rebuild_manifest
-    from prect.cache.repair import repair as repair_stores
+    from prect.cache.checks.repair import rebuild_manifest
+    from prect.cache.checks.repair import repair as repair_stores
 
     mend, rewrite = wanted
     if not mend:
@@ -247,7 +247,7 @@ def _document(
 
 
 def _part(found: Verification, repaired: Repair | None) -> dict[str, Any]:
-    from prect.cache.repair import Result, remedy
+    from prect.cache.checks.remedies import Result, remedy
 
     listing = found.listing
     broken = []
@@ -304,8 +304,8 @@ def _show(found: Sequence[Verification], repairs: Sequence[Repair], *, would_rep
 
 
 def _show_broken(found: Verification, repaired: Repair | None, *, would_repair: bool) -> None:
-    from prect.cache.inventory import Manifest
-    from prect.cache.repair import Result, remedy
+    from prect.cache.checks.inventory import Manifest
+    from prect.cache.checks.remedies import Result, remedy
 
     listing = found.listing
     for each in found.broken[:_STORES_TOLD]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from prect.cluster import Workers, run_bounded
+from prect.cluster import Workers
 from prect.errors import ManifestError, VolumeError
 from prect.ingest.discover import UNREADABLE, Discovery, Item, ListedItems, Passed
 from prect.ingest.earlier import Earlier, Journal, Known, newest_first
@@ -33,6 +33,7 @@ from prect.manifests.sources import (
     to_table,
     usable,
 )
+from prect.retries import run_retrying
 from prect.workspace import Workspace, check_name
 
 if TYPE_CHECKING:
@@ -118,6 +119,12 @@ class _Result:
     same: tuple[Item, ...]
     """Items whose contents are what they were."""
     other_files: Counter[str]
+
+
+def _singly(batch: _Batch) -> Iterator[_Batch]:
+    """One file of a batch kills its worker: alone, it shows which one it is."""
+    for item, known in zip(batch.items, batch.known, strict=True):
+        yield _Batch((item,), (known,))
 
 
 def survey(
@@ -243,21 +250,13 @@ class _Run:
     def _judge_on(
         self, client: Client, work: Callable[[_Batch], _Result], batches: Iterable[_Batch]
     ) -> None:
-        lost: list[_Batch] = []
-        for batch, result in run_bounded(client, work, batches):
-            if result is None:
-                lost.append(batch)
-            else:
-                self._take(result)
-        # One file of the batch kills its worker: alone, it shows which one it is.
-        singles = [
-            _Batch((item,), (known,))
-            for batch in lost
-            for item, known in zip(batch.items, batch.known, strict=True)
-        ]
-        for batch, result in run_bounded(client, work, singles, at_once=1):
-            died = to_table(self.judge.died(item) for item in batch.items)
-            self._take(result or _Result(died, (), Counter()))
+        for batch, result in run_retrying(client, work, batches, split=_singly):
+            self._take(result or self._died(batch))
+
+    def _died(self, batch: _Batch) -> _Result:
+        """What is told of a file that kills its worker."""
+        rows = to_table(self.judge.died(item) for item in batch.items)
+        return _Result(rows, (), Counter())
 
     def _take(self, result: _Result) -> None:
         for item in result.same:

@@ -79,6 +79,8 @@ _ORDER = (
     "CT-Colonography",
 )
 """The catalogue's order: that of the paper's table; cards not named here follow by name."""
+_OTHER_LINE_ENDS = frozenset("\x85\u2028\u2029")
+"""That YAML 1.1 knows besides those of ASCII: next line, line and paragraph separator."""
 _TAGS = {FixedRescale.__name__, RescaleTable.__name__}
 
 
@@ -184,7 +186,11 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text_node(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in text else None
+    style = None
+    if _OTHER_LINE_ENDS & set(text):
+        style = '"'  # with escapes: else they are read as an end of line like any other
+    elif "\n" in text:
+        style = "|"
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

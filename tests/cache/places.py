@@ -10,10 +10,10 @@ import yaml
 from distributed import Client
 
 from prect.cache.build import build, make_plan
-from prect.cache.inventory import list_stores
+from prect.cache.checks.inventory import list_stores
+from prect.cache.checks.repair import Repair, rebuild_manifest, repair
+from prect.cache.checks.verify import Verification, verify
 from prect.cache.profile import load_profile
-from prect.cache.repair import Repair, rebuild_manifest, repair
-from prect.cache.verify import Verification, verify
 from prect.ingest.survey import survey
 from prect.manifests.parquet import write_arrow
 from prect.workspace import Workspace

@@ -12,8 +12,8 @@ import pytest
 import zarr
 from ome_zarr_models.v05.image import Image
 
+from prect.cache.checks.validate import check_store
 from prect.cache.reader import StoreReader
-from prect.cache.validate import check_store
 
 ARCHIVE = Path(__file__).parent / "archive"
 STORES = [

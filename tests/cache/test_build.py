@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from prect.cache.build import build, make_plan
-from prect.cache.convert import Job, convert, identity, quarantine
+from prect.cache.convert import Job, convert, quarantine
 from prect.cache.format import group_bytes
 from prect.cache.plan import State, store_state
 from prect.cache.profile import Profile, load_profile, profile_digest
 from prect.cache.reader import StoreReader
+from prect.cache.rows import origin_of
 from prect.cluster import cluster
 from prect.errors import (
     ClusterError,
@@ -51,7 +52,7 @@ PROFILE = load_profile("iso1.5")
 
 
 def state(job: Job) -> State:
-    return store_state(job.store, job.profile, identity(job.source))
+    return store_state(job.store, job.profile, origin_of(vars(job.source)))
 
 
 def store_files(folder: Path) -> dict[str, bytes]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,9 @@ from prect.cache.format import Codec
 from prect.cache.intensity import Intensity
 from prect.cache.reader import ReaderPool, StoreReader, best_decoder
 from prect.errors import ChunkError, StoreError
+from prect.manifests.stores import read_cache_rows
 from prect.units import Triple
+from prect.workspace import Workspace
 from tests.cache.stores import random_hu, write_store
 from tests.cache.whole_stores import Shard, edit_shard
 
@@ -335,6 +338,23 @@ def test_a_store_that_was_replaced_is_not_mixed_with_the_old_one(
     pool.close()
 
 
+def test_a_store_that_was_repaired_is_read_on(tmp_path: Path) -> None:
+    store, again = tmp_path / "case.ome.zarr", tmp_path / "again" / "case.ome.zarr"
+    again.parent.mkdir()
+    volume = random_hu((32, 32, 32), seed=2)
+    for path in (store, again):
+        write_store(path, volume)
+    with StoreReader(store) as reader:
+        reader.read(0, (0, 0, 0), (4, 4, 4))
+        coarse = StoreReader(again).read(1, (0, 0, 0), (16, 16, 16))
+        store.rename(tmp_path / "old")
+        again.rename(store)
+        np.testing.assert_array_equal(reader.read(1, (0, 0, 0), (16, 16, 16)), coarse)
+        store.rename(tmp_path / "gone")
+        with pytest.raises(StoreError, match="no store at"):
+            reader.read(2, (0, 0, 0), (8, 8, 8))
+
+
 def report_of(path: Path, before: str, **environment: str) -> list[object]:
     """The decoder's name and the sum of a small store, from a process of its own."""
     code = (
@@ -364,3 +384,12 @@ def test_where_numba_is_missing_or_cannot_keep_its_code(tmp_path: Path) -> None:
     # The only place that may be asked for has no folder: nothing can be kept.
     nowhere = {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator", "NUMBA_CACHE_DIR": ""}
     assert report_of(path, "pass", **nowhere) == ["CompiledDecoder", total]
+
+
+def test_a_row_of_the_manifest_opens_its_store_and_no_other(phantom_workspace: Workspace) -> None:
+    rows = read_cache_rows(phantom_workspace.cache_manifest("phantoms"))
+    for row in rows[:2]:
+        with StoreReader.of(phantom_workspace, row) as reader:
+            assert (reader.case, reader.levels[0].shape) == (row.case, row.shape)
+    with pytest.raises(StoreError, match="not the store that its manifest tells of"):
+        StoreReader.of(phantom_workspace, replace(rows[0], digest=rows[1].digest))

@@ -14,8 +14,8 @@ import pytest
 from prect.cache.forecast.trial import KEEPER, clear_trials, trial_folder
 from prect.cache.format import Codec
 from prect.cache.hidden import Mark, delete, hidden_name, is_temporary, parse_hidden
-from prect.cache.leftovers import State, clear, find_leftovers
 from prect.cache.reader import StoreReader
+from prect.cache.upkeep.leftovers import State, clear, find_leftovers
 from prect.cache.writer import StoreWriter, clear_leftovers
 from prect.workspace import Workspace
 from tests.cache.stores import SPACING, random_hu, write_store

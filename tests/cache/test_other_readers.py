@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +15,10 @@ import zarr
 from numpy.typing import NDArray
 from ome_zarr_models.v05.image import Image
 
+from prect.cache.intensity import Intensity
+from prect.cache.reader import StoreReader
 from prect.phantom import ORGANS, make_case
+from tests.cache.stores import random_hu, write_store
 from tests.conftest import Built
 
 with warnings.catch_warnings():
@@ -68,3 +74,52 @@ def test_an_organ_is_where_it_truly_is(phantom_built: Built, read: object) -> No
                 assert abs(float(found.mean()) - float(np.median(organ))) < 60, (index, name)
                 compared += 1
     assert compared >= 12
+
+
+def codes_by_zarr_python(path: Path) -> NDArray[Any]:
+    codes: NDArray[Any] = np.asarray(zarr.open_array(path, mode="r")[...])
+    return codes
+
+
+def codes_by_tensorstore(path: Path) -> NDArray[Any]:
+    file = {"driver": "file", "path": str(path)}
+    codes: NDArray[Any] = (
+        tensorstore.open({"driver": "zarr3", "kvstore": file}).result().read().result()
+    )
+    return codes
+
+
+@pytest.mark.parametrize("read", [codes_by_zarr_python, codes_by_tensorstore])
+@pytest.mark.parametrize(
+    "window",
+    [
+        Intensity.window(-175, 250),
+        Intensity.window(-1000, 1000, 8),
+        Intensity.window(-160, 244, 7),  # whose last step reaches beyond the window
+    ],
+    ids=str,
+)
+def test_codes_of_a_window_stand_for_the_hu_of_the_contract(
+    tmp_path: Path, window: Intensity, read: Callable[[Path], NDArray[Any]]
+) -> None:
+    """Clause 5 of docs/format.md, from the attributes of the store alone."""
+    path = tmp_path / "case.ome.zarr"
+    volume = random_hu((20, 33, 17))
+    write_store(path, volume, levels=2, intensity=window)
+    text = json.loads((path / "zarr.json").read_text())
+    stated = text["attributes"]["prect"]["intensity"]
+    assert stated["kind"] == "window"
+    low, high, step = (int(stated[key]) for key in ("low", "high", "step"))
+    for level in (0, 1):
+        codes = read(path / str(level))
+        assert codes.dtype == np.uint8
+        assert codes.min() >= 1  # 0 fills what was never written
+        hu = np.minimum(low + (codes.astype(int) - 1) * step, high)
+        with StoreReader(path) as reader:
+            own = reader.read(level, (0, 0, 0), reader.levels[level].shape)
+        np.testing.assert_array_equal(hu, own)
+        if level == 0:
+            clipped = np.clip(volume.astype(int), low, high)
+            np.testing.assert_array_equal(codes, 1 + (clipped - low + step // 2) // step)
+            assert np.abs(hu - clipped).max() <= step // 2
+            assert hu.min() == low

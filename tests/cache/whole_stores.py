@@ -13,6 +13,7 @@ import numpy as np
 from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
+from prect.cache.checks.validate import Fault, check_store
 from prect.cache.format import (
     MISSING,
     BodyBox,
@@ -27,7 +28,6 @@ from prect.cache.format import (
 from prect.cache.intensity import Intensity
 from prect.cache.profile import Profile
 from prect.cache.reader import StoreReader
-from prect.cache.validate import Fault, check_store
 from prect.cache.writer import StoreWriter
 from prect.units import Triple, Vector
 from tests.cache.stores import random_hu

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prect.errors import WorkspaceError
+from prect.workspace import Workspace
 from tests.conftest import Built, run_json, run_prect
 from tests.ingest.volumes import body_volume, write_nifti
 
@@ -98,6 +100,39 @@ def test_a_users_error_is_one_sentence_and_status_1(
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status"],
+        ["status", "--json"],
+        ["verify"],
+        ["verify", "--repair"],
+        ["gc"],
+        ["remove", "a", "--all"],
+        ["build-cache"],
+        ["ingest", "a", "--source", "."],
+        ["export-nifti", "a/b", "out.nii.gz"],
+    ],
+    ids=" ".join,
+)
+def test_a_workspace_that_is_a_file_is_a_users_error(tmp_path: Path, arguments: list[str]) -> None:
+    path = tmp_path / "w"
+    path.write_text("mine")
+    done = run_prect(*arguments, "-w", path, expect=1)
+    assert f"error: the workspace {path} is a file" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert path.read_text() == "mine"
+
+
+def test_a_workspace_below_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(WorkspaceError, match="or lies below one"):
+        Workspace(tmp_path / "file" / "w")
+    Workspace(tmp_path)
+    Workspace(tmp_path / "none" / "w")  # it is made when something is written
 
 
 def test_wrong_usage_is_status_2(tmp_path: Path) -> None:

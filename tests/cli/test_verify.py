@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from distributed import Client
 
-from prect.cache.verify import Kind
+from prect.cache.checks.verify import Kind
 from prect.manifests.stores import read_cache_rows
 from tests.cache.inline import inline_client
 from tests.cache.places import Place, build_three, flip
@@ -31,6 +33,32 @@ def built(tmp_path_factory: pytest.TempPathFactory, client: Client) -> Path:
 @pytest.fixture
 def place(built: Path, tmp_path: Path, client: Client) -> Place:
     return Place(built, tmp_path, client)
+
+
+LOADED = """
+import sys
+from prect.cli import app
+sys.argv = ["prect", *sys.argv[1:]]
+try:
+    app()
+except SystemExit as ended:
+    assert not ended.code, ended.code
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+@pytest.mark.parametrize("option", ["--json", "--deep"])
+def test_a_look_at_a_few_stores_needs_no_library_of_ingest(place: Place, option: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, "verify", "-w", str(place.workspace.root), option],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "numcodecs" in loaded  # the stores were looked at
+    assert not loaded & {"SimpleITK", "nibabel", "pydicom", "torch", "dask", "distributed", "zarr"}
 
 
 def test_the_whole_way_of_a_damaged_workspace(place: Place) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prect.errors import ConfigError, WorkspaceError
@@ -377,17 +377,30 @@ def test_a_card_survives_being_written(card: Card, tmp_path: Path) -> None:
     assert list(yaml.safe_load(path.read_text("utf-8"))) == list(Card.model_fields)
 
 
-# YAML takes the line ends of Unicode for its own.
+# YAML takes the line ends of Unicode for its own; they are to be met often.
 TEXT = st.text(
-    st.characters(exclude_categories=["Cs"], exclude_characters="\x85\u2028\u2029"), max_size=40
+    st.characters(exclude_categories=["Cs"]) | st.sampled_from("\x85\u2028\u2029\n\r \t:#-'\""),
+    max_size=40,
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=200)
+@example(text="a\x85b", version="1.0")
+@example(text="a\u2028b\nc", version="1.0")
+@example(text="\u2029", version="1.0")
 @given(text=TEXT, version=st.sampled_from(["1.0", "2", "no", "null", "1e3", "0x1", "12:30", "~"]))
 def test_any_text_survives_being_written(text: str, version: str) -> None:
     card = Card(name="x", title=text, notes=f"{text}\n{text}", version=version, aliases=(text,))
     assert Card.model_validate(yaml.safe_load(card_text(card))) == card
+
+
+def test_a_card_whose_text_holds_every_line_end_survives_its_file(tmp_path: Path) -> None:
+    text = "one\ntwo\x85three\u2028four\u2029 five\r\nsix"
+    card = Card(name="x", title=text, notes=text, aliases=(text, "plain"))
+    path = tmp_path / "card.yaml"
+    write_card(path, card)
+    assert load_card(path) == card
+    assert load_card(path).notes == text
 
 
 def test_the_template_loads_as_it_stands(tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prect.cache.convert import stored_row
 from prect.cache.format import BodyBox, Codec, SourceAttributes, StoreAttributes
 from prect.cache.intensity import Intensity
+from prect.cache.rows import stored_row
 from prect.cache.writer import StoreWriter
 from prect.manifests.stores import CacheRow, write_cache_rows
 from prect.train.config import TrainConfig, parse_config
+from prect.train.loader import worker_context
 from prect.workspace import Workspace
 
 DATASET = "toy"
@@ -70,6 +71,12 @@ def write_toy_store(
             )
         )
     return stored_row(workspace.store(DATASET, case))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def preloaded_server() -> None:
+    """Workers of all tests, whoever starts the first, are forked from a process that has torch."""
+    worker_context()
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +22,9 @@ from prect.cache.forecast.trial import Measured, Trial, trial_folder, try_out
 from prect.cache.forecast.volumes import Volumes, volumes_to_build
 from prect.cache.memory import decoded_bytes, machine_memory, memory_needed
 from prect.cache.plan import Plan, usable_jobs
-from prect.cluster import run_bounded
 from prect.errors import BuildError, ManifestError
 from prect.manifests.stores import CacheRow
+from prect.retries import run_retrying
 from prect.units import Triple
 
 _LEAST_SAMPLE = 20
@@ -192,16 +191,7 @@ def _run(
     on_trial: Callable[[], None],
     stop: Callable[[], bool],
 ) -> Iterator[tuple[tuple[str, str], Measured | None]]:
-    lost: list[Trial] = []
-    run = partial(run_bounded, client, try_out, stop=stop)
-    for trial, measured in run(trials):
-        if measured is None:
-            lost.append(trial)
-        else:
-            on_trial()
-            yield trial.key, measured
-    # A worker that dies takes others' volumes with it: alone, each shows whether it was the one.
-    for trial, measured in run(lost, at_once=1):
+    for trial, measured in run_retrying(client, try_out, trials, stop=stop):
         on_trial()
         yield trial.key, measured
 

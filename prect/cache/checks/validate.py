@@ -13,8 +13,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from prect.cache.consistency import contradictions
-from prect.cache.faults import Fault
+from prect.cache.checks.consistency import contradictions
+from prect.cache.checks.faults import Fault
+from prect.cache.checks.shards import ShardCheck
+from prect.cache.checks.voxels import Expected, VoxelCheck
 from prect.cache.format import (
     FORMAT_VERSION,
     SHARD_KEY,
@@ -25,8 +27,6 @@ from prect.cache.format import (
     group_document,
     parse_group,
 )
-from prect.cache.shard_check import ShardCheck
-from prect.cache.voxel_check import Expected, VoxelCheck
 from prect.errors import StoreError, StoreVersionError
 from prect.workspace import STORE_SUFFIX
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prect.cache.profile import Profile, read_profile
+from prect.cache.rows import ORIGIN_COLUMNS, origin_of
 from prect.errors import ConfigError, ManifestError, WorkspaceError
 from prect.manifests.cases import known_datasets
 from prect.manifests.parquet import stream_batches
@@ -26,16 +27,12 @@ from prect.manifests.stores import (
     CACHE_SCHEMA,
     CacheRow,
     cache_rows,
-    made_from,
     read_cache_table,
 )
 from prect.workspace import STORE_SUFFIX, Workspace, check_name
 
 _BATCH = 1024
-_ORIGIN_COLUMNS = [
-    *("case", "verdict", "source_digest", "patient", "series"),
-    *("slope", "intercept", "shape", "spacing", "orientation"),
-]
+_EXPECTED_COLUMNS = ["case", "verdict", *ORIGIN_COLUMNS]
 
 
 class Manifest(StrEnum):
@@ -225,16 +222,8 @@ def _expected(workspace: Workspace, dataset: str) -> Expected:
         return Expected(None, profile)
     origins: dict[str, str] = {}
     largest: tuple[int, ...] = ()
-    for batch in stream_batches(path, SOURCES_SCHEMA, _ORIGIN_COLUMNS, _BATCH):
+    for batch in stream_batches(path, SOURCES_SCHEMA, _EXPECTED_COLUMNS, _BATCH):
         for row in batch.filter(pa.array(usable(batch))).to_pylist():
-            origins[row["case"]] = made_from(
-                row["source_digest"],
-                row["patient"],
-                row["series"],
-                (row["slope"], row["intercept"]),
-                row["shape"],
-                row["spacing"],
-                row["orientation"],
-            )
+            origins[row["case"]] = origin_of(row)
             largest = max(largest, tuple(row["shape"]), key=math.prod)
     return Expected(origins, profile, largest)

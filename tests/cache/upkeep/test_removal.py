@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prect.cache.leftovers import clear, find_leftovers
 from prect.cache.reader import StoreReader
-from prect.cache.removal import Counts, Removal, Request, Scope, plan_removal, remove
+from prect.cache.upkeep.leftovers import clear, find_leftovers
+from prect.cache.upkeep.removal import Counts, Removal, Request, Scope, plan_removal, remove
 from prect.cache.writer import StoreWriter
 from prect.errors import ManifestError, StoreError, WorkspaceError
 from prect.files import locked
@@ -389,7 +389,7 @@ def test_no_file_of_a_store_goes_while_anything_names_it(
 KILLER = """
     import os, shutil, signal, sys
     from pathlib import Path
-    from prect.cache.removal import Request, Scope, plan_removal, remove
+    from prect.cache.upkeep.removal import Request, Scope, plan_removal, remove
     from prect.workspace import Workspace
 
     original, dataset, scope, names, aside = sys.argv[1:]

@@ -17,7 +17,7 @@ import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
 
-from prect.cache.faults import Fault
+from prect.cache.checks.faults import Fault
 from prect.cache.format import (
     CRC_BYTES,
     MISSING,

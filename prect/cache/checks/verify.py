@@ -11,24 +11,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
-from distributed import Client
 
-from prect.cache.convert import stored_row
-from prect.cache.inventory import Listing, Manifest
-from prect.cache.validate import Fault, check_store
-from prect.cache.writer import leftovers
-from prect.cluster import run_bounded
+from prect.cache.checks.inventory import Listing, Manifest
+from prect.cache.checks.validate import Fault, check_store
+from prect.cache.hidden import Mark, parse_hidden
+from prect.cache.rows import stored_row
 from prect.errors import StoreError
 from prect.manifests.stores import CacheRow, cache_table
+from prect.retries import run_retrying
 from prect.workspace import STORE_SUFFIX
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 _STORES_A_JOB = 64
 _JOBS_A_WORKER = 4
 """At least, as far as there are stores."""
-BROKEN_MARK = ".broken-"
-"""In the name of a store that a repair has set aside."""
 _FAULTS_TOLD = 8
 """Faults that are kept of one store; the others are counted."""
 _TRIES = 3
@@ -245,8 +246,10 @@ class Verification:
         if listing.building and listing.manifest is Manifest.MISSING:
             self.not_yet_listed = self.whole
         self.orphans = sum(map(listing.expected.is_orphan, listing.on_disk))
-        self.half_written = len(leftovers(listing.folder))
-        self.set_aside = sum(1 for _ in listing.folder.glob(f".*{BROKEN_MARK}*"))
+        hidden = (parse_hidden(path.name) for path in listing.folder.glob(".*"))
+        marks = Counter(parsed[1] for parsed in hidden if parsed is not None)
+        self.half_written = marks[Mark.TEMPORARY]
+        self.set_aside = marks[Mark.BROKEN]
 
 
 Progress = Callable[[Checked], None]
@@ -298,13 +301,7 @@ def _run(batches: Iterable[Batch], client: Client | None) -> Iterator[tuple[Batc
     if client is None:
         yield from ((batch, check_batch(batch)) for batch in batches)
         return
-    lost: list[Batch] = []
-    for batch, checked in run_bounded(client, check_batch, batches):
-        if checked is None:
-            lost += _singly(batch)
-        else:
-            yield batch, checked
-    for batch, checked in run_bounded(client, check_batch, lost, at_once=1):
+    for batch, checked in run_retrying(client, check_batch, batches, split=_singly):
         yield batch, checked or _unchecked(batch)
 
 

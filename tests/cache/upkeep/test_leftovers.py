@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from prect.cache.forecast.trial import trial_folder
 from prect.cache.format import Codec
-from prect.cache.leftovers import (
+from prect.cache.upkeep.leftovers import (
     Kind,
     Leftover,
     State,
@@ -24,6 +25,7 @@ from prect.cache.leftovers import (
     unfinished,
 )
 from prect.cache.writer import StoreWriter
+from prect.errors import BusyError, WorkspaceError
 from prect.files import locked, take_lock
 from prect.workspace import Workspace
 from tests.cache.small_workspaces import small_workspace, tree
@@ -228,6 +230,24 @@ def test_the_files_of_a_run_that_trains_are_left_alone(workspace: Workspace) -> 
         assert held == set(made[Kind.RUN])
     assert not is_held(lock)
     assert by_state(clear(find_leftovers(workspace)))[State.CLEARED] == set(made[Kind.RUN])
+
+
+def test_a_lock_that_cannot_be_opened_is_not_taken_for_held(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    litter(workspace, dead_process())
+    found = find_leftovers(workspace)
+    before = tree(workspace.root)
+
+    def read_only(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "open", read_only)
+    with pytest.raises(WorkspaceError, match="Read-only file system") as caught:
+        clear([entry for entry in found if entry.lock is not None])
+    assert not isinstance(caught.value, BusyError)
+    monkeypatch.undo()
+    assert tree(workspace.root) == before
 
 
 def test_a_young_salt_may_be_on_its_way(workspace: Workspace) -> None:

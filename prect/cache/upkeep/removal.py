@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from prect.cache.hidden import Mark, delete, hidden_name, is_temporary, parse_hidden
-from prect.cache.leftovers import is_held, set_aside, size
+from prect.cache.upkeep.leftovers import is_held, set_aside, size
 from prect.cache.writer import is_abandoned
 from prect.errors import ManifestError, WorkspaceError
 from prect.files import sync_folder

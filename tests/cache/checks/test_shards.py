@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numcodecs import blosc
 
+from prect.cache.checks.validate import check_store
 from prect.cache.format import Codec
 from prect.cache.intensity import Intensity
 from prect.cache.reader import StoreReader
-from prect.cache.validate import check_store
 from tests.cache.stores import random_hu
 from tests.cache.whole_stores import (
     INTENSITIES,

@@ -20,14 +20,13 @@ from prect.cache.format import (
     index_bytes,
     unpack_occupancy,
 )
+from prect.cache.histogram import PERCENTILE_KEYS
 from prect.cache.intensity import Intensity
 from prect.cache.profile import profile_digest
 from prect.errors import StoreError, WorkspaceError
 from prect.units import HU_MAX, HU_MIN
 from prect.workspace import check_name
 
-PERCENTILES = ("0.5", "5", "50", "95", "99.5")
-"""Keys of ``hu_percentiles``, in per cent."""
 _SOFTWARE = frozenset({"prect", "SimpleITK", "numcodecs"})
 _LARGEST_CHUNK = 2**31 - 1 - 16
 """Bytes that one blosc frame holds at most."""
@@ -138,9 +137,9 @@ def _source(attributes: StoreAttributes) -> Iterator[str]:
 
 def _contents(attributes: StoreAttributes) -> Iterator[str]:
     percentiles = attributes.hu_percentiles
-    values = [percentiles.get(key, HU_MIN - 1) for key in PERCENTILES]
+    values = [percentiles.get(key, HU_MIN - 1) for key in PERCENTILE_KEYS]
     ordered = values == sorted(values) and values[0] >= HU_MIN and values[-1] <= HU_MAX
-    if len(percentiles) != len(PERCENTILES) or not ordered:
+    if len(percentiles) != len(PERCENTILE_KEYS) or not ordered:
         yield f"the HU percentiles are {percentiles}"
     for number, level in enumerate(attributes.levels):
         least = index_bytes(chunk_grid(level.shape, level.chunk))

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prect.cache.consistency import entry
-from prect.cache.faults import Fault
+from prect.cache.checks.consistency import entry
+from prect.cache.checks.faults import Fault
 from prect.cache.format import SHARD_KEY, StoreAttributes, pack_occupancy, unpack_occupancy
+from prect.cache.histogram import HuHistogram
 from prect.cache.intensity import Intensity
 from prect.cache.writer import occupancy, pool
-from prect.units import HU_MAX, HU_MIN
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class VoxelCheck:
         self._planes = 0
         self._body_hu = entry(attributes.profile, "harmonisation", "body_threshold_hu")
         self._shares: list[NDArray[np.float64]] = []
-        self._counts = np.zeros(HU_MAX - HU_MIN + 1, dtype=np.int64)
+        self._histogram = HuHistogram()
         self._carry = np.empty((0, *self._level.shape[1:]), dtype=self._intensity.dtype)
         self._pooled: list[NDArray[np.int16]] = []
         self._unsure: list[NDArray[np.bool_]] = []
@@ -115,9 +115,7 @@ class VoxelCheck:
 
     def _count(self, slab: NDArray[np.int16]) -> None:
         if self._number == 0:
-            for plane in slab:  # counting needs eight bytes a voxel
-                bins = (plane - np.int16(HU_MIN)).ravel()
-                self._counts += np.bincount(bins, minlength=len(self._counts))
+            self._histogram.add(slab)
         if isinstance(self._body_hu, int):
             self._shares.append(occupancy(slab, self._level.chunk, self._body_hu))
 
@@ -128,9 +126,9 @@ class VoxelCheck:
             if not np.array_equal(unpack_occupancy(self._level), counted):
                 self._fault(f"the occupancy of level {self._number} is not that of its voxels")
         if self._number == 0:
-            total = np.cumsum(self._counts)
+            percentiles = self._histogram.percentiles()
             for percent, stated in self._attributes.hu_percentiles.items():
-                found = int(np.searchsorted(total, float(percent) / 100 * total[-1])) + HU_MIN
+                found = percentiles[percent]
                 if found != stated:
                     self._fault(f"{percent} % of the voxels are at most {found} HU, not {stated}")
 

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prect.cache.checks.validate import check_store, read_attributes
 from prect.cache.format import array_document, group_bytes
 from prect.cache.reader import StoreReader
-from prect.cache.validate import check_store, read_attributes
 from prect.manifests.codes import CODES
 from tests.cache.stores import random_hu
 from tests.cache.whole_stores import (

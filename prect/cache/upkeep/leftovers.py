@@ -21,7 +21,7 @@ from pathlib import Path
 from prect.cache.forecast.trial import KEEPER, is_in_use, is_trial, remove_trial
 from prect.cache.hidden import Mark, delete, parse_hidden
 from prect.cache.writer import is_abandoned, remove_leftover
-from prect.errors import WorkspaceError
+from prect.errors import BusyError
 from prect.files import locked, take_lock
 from prect.manifests.cases import named_folders
 from prect.manifests.removal import REMOVED_MARK
@@ -127,7 +127,7 @@ def clear(
         All of them as they are now; those that a process has begun to hold meanwhile are left.
 
     Raises:
-        OSError: one of them cannot be deleted.
+        OSError: one of them cannot be deleted, or its lock not be opened.
     """
     after = [entry for entry in found if entry.state is not State.FREE]
     groups: dict[Path | None, list[Leftover]] = defaultdict(list)
@@ -139,8 +139,10 @@ def clear(
             free = True
             if lock is not None:
                 try:
-                    stack.enter_context(locked(lock, f"{lock} is held by process {{holder}}"))
-                except WorkspaceError:
+                    busy = f"{lock} is held by process {{holder}}"
+                    # What clears a full disk cannot write on it.
+                    stack.enter_context(locked(lock, busy, named=False))
+                except BusyError:
                     free = False
             for entry in entries:
                 cleared = free and _clear(entry)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from prect.cache.checks.validate import check_store, read_attributes
 from prect.cache.format import file_digest
 from prect.cache.profile import profile_digest
-from prect.cache.validate import check_store, read_attributes
 from tests.cache.whole_stores import (
     Attributes,
     both,

@@ -13,11 +13,11 @@ import pytest
 import SimpleITK as sitk
 
 from prect.cache.convert import Job, convert
-from prect.cache.export import export_nifti, find_store, level_affine, plan_export
 from prect.cache.format import SHARD_KEY
 from prect.cache.intensity import Intensity
 from prect.cache.profile import load_profile
 from prect.cache.reader import StoreReader
+from prect.cache.upkeep.export import export_nifti, find_store, level_affine, plan_export
 from prect.errors import ChunkError, ConfigError, ManifestError, StoreError, WorkspaceError
 from prect.ingest.survey import survey
 from prect.manifests.limits import Limits
@@ -179,7 +179,7 @@ def test_a_full_disk_leaves_nothing(
         path.write_bytes(b"a part")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("prect.cache.export.nib.save", fail)
+    monkeypatch.setattr("prect.cache.upkeep.export.nib.save", fail)
     (tmp_path / "volume.nii").write_text("of before")
     with pytest.raises(OSError, match="No space"):
         export_nifti(store, tmp_path / "volume.nii", force=True)

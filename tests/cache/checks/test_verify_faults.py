@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from numcodecs import blosc
 
-from prect.cache import repair as repair_module
+from prect.cache.checks import repair as repair_module
+from prect.cache.checks.inventory import is_building, list_stores
+from prect.cache.checks.remedies import Remedy, Result, remedy
+from prect.cache.checks.shards import illegal_values
+from prect.cache.checks.validate import check_store, unexpected_files
+from prect.cache.checks.verify import verify
 from prect.cache.intensity import Intensity
-from prect.cache.inventory import is_building, list_stores
 from prect.cache.plan import PASSING_CODES
-from prect.cache.repair import Remedy, Result, remedy
-from prect.cache.shard_check import illegal_values
-from prect.cache.validate import check_store, unexpected_files
-from prect.cache.verify import verify
 from prect.manifests.codes import CODES, Effect
 from prect.manifests.stores import read_cache_rows, read_quarantine, write_cache_rows
 from prect.workspace import Workspace

@@ -13,14 +13,16 @@ from distributed import Client
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prect.cache import verify as verify_module
-from prect.cache.convert import convert, stored_row
-from prect.cache.inventory import Manifest, list_outside, list_stores
+from prect.cache.checks import verify as verify_module
+from prect.cache.checks.inventory import Manifest, list_outside, list_stores
+from prect.cache.checks.remedies import Remedy, Result, remedy
+from prect.cache.checks.repair import rebuild_manifest, repair
+from prect.cache.checks.validate import check_store
+from prect.cache.checks.verify import Batch, Checked, Kind, check_batch, verify
+from prect.cache.convert import convert
 from prect.cache.plan import usable_jobs
 from prect.cache.profile import Profile, write_profile
-from prect.cache.repair import Remedy, Result, rebuild_manifest, remedy, repair
-from prect.cache.validate import check_store
-from prect.cache.verify import Batch, Checked, Kind, check_batch, verify
+from prect.cache.rows import stored_row
 from prect.errors import ManifestError, StoreError
 from prect.manifests.parquet import write_arrow
 from prect.manifests.stores import read_cache_rows, read_cache_table, write_cache_rows
@@ -283,16 +285,21 @@ def test_a_store_that_kills_its_worker_is_named_and_left(
     given: list[int] = []
 
     def run(
-        _: Client, function: Callable[[Batch], Checked], jobs: Iterable[Batch], at_once: int = 0
+        _: Client,
+        function: Callable[[Batch], Checked],
+        jobs: Iterable[Batch],
+        at_once: int = 0,
+        **__: object,
     ) -> Iterator[tuple[Batch, Checked | None]]:
         for job in reversed(list(jobs)):  # the last one is the first to be done
             given.append(at_once)
             deadly = any("deadly" in store.name for store in job.stores)
             yield job, None if deadly else function(job)
 
-    monkeypatch.setattr(verify_module, "run_bounded", run)
-    monkeypatch.setattr(verify_module, "_JOBS_A_WORKER", 2)
-    found = place.verify(collect=True)
+    with monkeypatch.context() as patched:
+        patched.setattr("prect.retries.run_bounded", run)
+        patched.setattr(verify_module, "_JOBS_A_WORKER", 2)
+        found = place.verify(collect=True)
     assert given == [0, 0, 1, 1]  # two jobs of two stores, then the lost ones one by one
     assert list(kinds(found)) == [*sorted(place.cases.values()), "deadly"]
     assert kinds(found)["deadly"] == "unchecked"

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from prect.cache import writer
 from prect.cache.build import build, make_plan
+from prect.cache.checks.remedies import Result
+from prect.cache.checks.repair import repair
 from prect.cache.convert import convert
 from prect.cache.plan import usable_jobs
-from prect.cache.repair import Result, repair
 from prect.manifests.stores import (
     read_cache_rows,
     read_cache_table,
@@ -300,10 +301,10 @@ KILLED = textwrap.dedent(
     """
     import os, sys
     from pathlib import Path
-    from prect.cache import repair as module
+    from prect.cache.checks import repair as module
     from prect.cache.convert import convert
-    from prect.cache.inventory import list_stores
-    from prect.cache.verify import verify
+    from prect.cache.checks.inventory import list_stores
+    from prect.cache.checks.verify import verify
     from prect.workspace import Workspace
 
     def attempt(root, fatal):

@@ -6,12 +6,10 @@ from the stores. Killed at any point, the same repair run again ends in the same
 
 from __future__ import annotations
 
-import secrets
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,12 +18,15 @@ from distributed import Client
 from pydantic import ValidationError
 
 from prect.cache.build import run_jobs
-from prect.cache.convert import Job, stored_row
-from prect.cache.inventory import Listing, Manifest, cases_by_root
+from prect.cache.checks.inventory import Listing, Manifest, cases_by_root
+from prect.cache.checks.remedies import Remedy, Result, remedy
+from prect.cache.checks.validate import read_attributes, unexpected_files
+from prect.cache.checks.verify import Broken, Kind, Verification, verify
+from prect.cache.convert import Job
+from prect.cache.hidden import Mark, hidden_name
 from prect.cache.plan import PASSING_CODES, require_roots, usable_jobs
 from prect.cache.profile import Profile
-from prect.cache.validate import read_attributes, unexpected_files
-from prect.cache.verify import BROKEN_MARK, Broken, Kind, Verification, verify
+from prect.cache.rows import stored_row
 from prect.cache.writer import clear_leftovers
 from prect.errors import BuildError, StoreError, WorkspaceError
 from prect.files import sync_folder
@@ -39,43 +40,6 @@ from prect.manifests.stores import (
     write_quarantine,
 )
 from prect.workspace import Workspace
-
-
-class Remedy(StrEnum):
-    """What there is to do about a store with faults."""
-
-    REBUILD = "rebuild"
-    SET_ASIDE = "set aside"
-    """There is nothing to build it from: it gets a hidden name, and its volume is quarantined."""
-    TIDY = "tidy"
-    """It is whole but for files that do not belong: these are put aside."""
-    ROW = "row"
-    """It is whole: its row is written."""
-    LEAVE = "leave"
-
-
-class Result(StrEnum):
-    """What became of a store with faults."""
-
-    REPAIRED = "repaired"
-    SET_ASIDE = "set aside"
-    LEFT = "left as it is"
-
-
-def remedy(broken: Broken, listing: Listing) -> Remedy:
-    """What a repair tries first."""
-    if broken.kind in (Kind.OTHER_VERSION, Kind.UNCHECKED):
-        return Remedy.LEAVE
-    if broken.kind is Kind.DRIFTED:
-        return Remedy.ROW
-    if broken.codes == {"store.unexpected_file"}:
-        # What is found through a link is not the workspace's.
-        return Remedy.LEAVE if broken.store.is_symlink() else Remedy.TIDY
-    origins = listing.expected.origins
-    if origins is not None and broken.case in origins:
-        return Remedy.REBUILD
-    # The disk may give the store tomorrow, and nothing else holds the volume.
-    return Remedy.LEAVE if "store.unreadable" in broken.codes else Remedy.SET_ASIDE
 
 
 @dataclass
@@ -123,7 +87,7 @@ def repair(
     workspace cannot be written at that place; the reasons say so. Links are never followed.
 
     Args:
-        found: of `prect.cache.verify.verify`, with rows collected; the caller has held the
+        found: of `prect.cache.checks.verify.verify`, with rows collected; the caller has held the
             workspace's build lock since before.
         workspace: where the data set lies.
         client: Dask client; may be ``None`` when nothing is to be built.
@@ -179,7 +143,7 @@ def rebuild_manifest(found: Verification, workspace: Workspace) -> Repair:
     """Write the cache manifest of a data set from its whole stores; nothing else is touched.
 
     Args:
-        found: of `prect.cache.verify.verify`, with rows collected; the caller has held the
+        found: of `prect.cache.checks.verify.verify`, with rows collected; the caller has held the
             workspace's build lock since before.
         workspace: where the data set lies.
     """
@@ -236,7 +200,7 @@ def _put_extra_aside(store: Path) -> None:
     extra = unexpected_files(store, levels)
     if not extra:
         return
-    aside = _hidden(store)
+    aside = hidden_name(store, Mark.BROKEN)
     aside.mkdir()
     for name in extra:
         (aside / name).parent.mkdir(exist_ok=True)
@@ -258,15 +222,11 @@ def _without_source(broken: Broken, listing: Listing) -> QuarantineRow:
 def _set_aside(broken: Broken, done: Repair, row: QuarantineRow) -> None:
     """Hide a store that cannot be built again; it stays on disk."""
     if _exists(broken.store):
-        broken.store.rename(_hidden(broken.store))
+        broken.store.rename(hidden_name(broken.store, Mark.BROKEN))
         sync_folder(broken.store.parent)
     done.quarantine.append(row)
     done.results[broken.case] = Result.SET_ASIDE
     done.reasons[broken.case] = f"{row.code}: {row.reason}"
-
-
-def _hidden(store: Path) -> Path:
-    return store.with_name(f".{store.name}{BROKEN_MARK}{secrets.token_hex(6)}")
 
 
 def _exists(store: Path) -> bool:
@@ -312,7 +272,7 @@ def _make_room(store: Path) -> Path | None:
     if store.is_dir() and not store.is_symlink():
         _put_extra_aside(store)
     elif _exists(store):  # nothing but a folder gives way to a folder
-        return store.rename(_hidden(store))
+        return store.rename(hidden_name(store, Mark.BROKEN))
     return None
 
 

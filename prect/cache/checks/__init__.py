@@ -1,0 +1,1 @@
+"""Whether stores and their manifest are whole, and mending what is not."""
