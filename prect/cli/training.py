@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def train(
     *,
     preset: Annotated[
-        str | None, typer.Option(help="Settings to start from: demo, tiny or voco-b.")
+        str | None, typer.Option(help="Settings to start from: demo, tiny, voco-b or voco-b-mix.")
     ] = None,
     config: Annotated[
         Path | None,
@@ -107,15 +107,19 @@ def export(
     target: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="File to write.")],
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the checkpoint; write no file.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write the encoder's weights as safetensors, under the names that MONAI's networks use."""
     from prect.train.export import export_weights
 
-    result = export_weights(_run_path(source, workspace), target, force=force)
+    result = export_weights(_run_path(source, workspace), target, force=force, dry_run=dry_run)
+    written = "not written" if dry_run else "written"
     console.print(
         f"{result.tensors} tensors, {result.parameters:,} numbers of {result.network} at step "
-        f"{result.step} written to {result.path}"
+        f"{result.step} {written} to {result.path}"
     )
     if as_json:
         emit_json(
@@ -126,6 +130,7 @@ def export(
                 "step": result.step,
                 "tensors": result.tensors,
                 "parameters": result.parameters,
+                "dry_run": dry_run,
             }
         )
 
@@ -138,6 +143,9 @@ def replay(
         Path | None, typer.Option(show_default="<run>/replay", help="Folder to write to.")
     ] = None,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the step saw; write no file.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a step saw: its samples as JSON and as a picture."""
@@ -145,11 +153,30 @@ def replay(
     from prect.workspace import Workspace
 
     folder = _run_path(run, workspace)
-    result = replay_step(Workspace(workspace), folder, step, out or folder / "replay")
-    console.print(f"{result.samples}\n{result.picture}")
+    target = out or folder / "replay"
+    result = replay_step(Workspace(workspace), folder, step, target, dry_run=dry_run)
+    for sample in result.document["samples"]:
+        console.print(_sample_line(sample), highlight=False)
+    console.print(f"{result.samples}\n{result.picture}" + (" (not written)" if dry_run else ""))
     if as_json:
         files = {"samples_file": str(result.samples), "picture": str(result.picture)}
-        emit_json(result.document | files)
+        emit_json(result.document | files | {"dry_run": dry_run})
+
+
+def _sample_line(sample: Mapping[str, Any]) -> str:
+    """A sample of a replayed step in one line: what, where, and what it stands for."""
+    start, size = (" ".join(f"{mm:.0f}" for mm in sample["view"][key]) for key in ("start", "size"))
+    line = (
+        f"sample {sample['index']}: {sample['dataset']}/{sample['case']}, box from ({start}) mm, "
+        f"({size}) mm wide in x, y, z, level {sample['level']}"
+    )
+    cause = sample["replaces"]
+    if cause is not None:
+        line += (
+            f"; in place of sample {cause['index']}, {cause['dataset']}/{cause['case']}: "
+            f"{cause['reason']}"
+        )
+    return line
 
 
 class _Listener:
@@ -169,7 +196,7 @@ class _Listener:
         console.print(
             f"{start.folder}: {start.train_volumes:,} volumes to train on, "
             f"{start.heldout_volumes:,} held out, {start.global_batch} a step, "
-            f"{start.parameters:,} parameters{went_on}"
+            f"{start.parameters:,} parameters, {start.reading}{went_on}"
         )
         if self._interactive:
             columns = ("{task.description}", BarColumn(), "{task.completed}/{task.total} steps")
@@ -229,6 +256,9 @@ def _print_summary(summary: Mapping[str, Any]) -> None:
         table.add_row(name, f"{trained[key]:.3f}", f"{untrained[key]:.3f}", floor)
     console.print(table)
     console.print(summary["verdict"])
+    if summary["quarantined"]:
+        damaged = ", ".join("/".join(case) for case in summary["quarantined"])
+        console.print(f"[yellow]{len(summary['quarantined'])} volumes could not be read: {damaged}")
 
 
 def _dry_run(config: TrainConfig, workspace: str, world: int, resume: str, as_json: bool) -> None:
@@ -245,6 +275,7 @@ def _dry_run(config: TrainConfig, workspace: str, world: int, resume: str, as_js
         f"volumes: {plan['train_volumes']:,} to train on, {plan['heldout_volumes']:,} held out, "
         f"of {', '.join(config.data.datasets)}\n"
         f"steps an epoch: {plan['steps_per_epoch']:,}, epochs: {plan['epochs']:.2f}\n"
+        f"{plan['reading']}\n"
         f"run folder: {plan['folder']}, from step {plan['from_step']} to "
         f"{config.optim.max_steps} (nothing was written)"
     )
@@ -258,6 +289,7 @@ def _plan(config: TrainConfig, workspace: Workspace, world: int, resume: str) ->
     from prect.train.data import open_data
     from prect.train.networks import describe_encoder, parameter_count
     from prect.train.objectives import build_objective
+    from prect.train.prefetch import plan_prefetch
     from prect.train.run_folder import RunFolder, starting_point
 
     data = open_data(workspace, config)
@@ -265,7 +297,7 @@ def _plan(config: TrainConfig, workspace: Workspace, world: int, resume: str) ->
     with torch.device("meta"):
         heads = build_objective(config.objective, config.crops, encoder.embedding)
     global_batch = config.data.batch_size * world
-    volumes = len(data.rows["train"])
+    samples = len(data.sampler(config))
     folder = RunFolder(workspace.run(config.run.name))
     start = starting_point(folder, resume, config, data.table.digest, global_batch)
     return {
@@ -278,10 +310,11 @@ def _plan(config: TrainConfig, workspace: Workspace, world: int, resume: str) ->
         },
         "global_batch": global_batch,
         "crops_per_step": global_batch * config.crops.per_volume,
-        "train_volumes": volumes,
+        "train_volumes": len(data.rows["train"]),
         "heldout_volumes": len(data.rows["heldout"]),
-        "steps_per_epoch": -(-volumes // global_batch),
-        "epochs": config.optim.max_steps * global_batch / volumes,
+        "steps_per_epoch": -(-samples // global_batch),
+        "epochs": config.optim.max_steps * global_batch / samples,
+        "reading": plan_prefetch(config, data.geometry, data.names.sources).describe(),
     }
 
 

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from prect.errors import ManifestError
+from prect.manifests.columns import StringColumn
 from prect.manifests.parquet import read_table, write_arrow, write_table
 from prect.manifests.sources import read_source_table, usable
 from prect.units import HU_MAX, HU_MIN
@@ -190,9 +192,9 @@ def read_quarantine(path: Path) -> list[QuarantineRow]:
 class CacheTable:
     """Stored volumes by column, as training uses them; N rows in the order (dataset, case)."""
 
-    dataset: list[str]
-    case: list[str]
-    patient: list[str]
+    dataset: StringColumn
+    case: StringColumn
+    patient: StringColumn
     shape: NDArray[np.int32]
     """(N, 3) voxels of level 0, (z, y, x)."""
     spacing: NDArray[np.float64]
@@ -201,10 +203,10 @@ class CacheTable:
     """(N,) number of levels."""
     hu_range: NDArray[np.int32]
     """(N, 2) lowest and highest HU that a store tells apart."""
-    profile: list[str]
-    source_digest: list[str]
-    made_from: list[str]
-    store_digest: list[str]
+    profile: StringColumn
+    source_digest: StringColumn
+    made_from: StringColumn
+    store_digest: StringColumn
     """Of the stores' attributes, and so of every byte of them."""
     digest: str
     """Digest of all rows in order: the manifest digest that samples and checkpoints refer to."""
@@ -243,8 +245,8 @@ def _still_usable(workspace: Workspace, dataset: str, cases: pa.ChunkedArray) ->
     if not path.exists():
         return pa.array(np.ones(len(cases), dtype=np.bool_))
     decided = read_source_table(path, ["case", "verdict"])
-    against = set(decided["case"].filter(pa.array(~usable(decided))).to_pylist())
-    return pa.array([case not in against for case in cases.to_pylist()], pa.bool_())
+    against = decided["case"].filter(pa.array(~usable(decided))).combine_chunks()
+    return pc.invert(pc.is_in(cases, value_set=against))
 
 
 def load_cache_table(workspace: Workspace, datasets: Sequence[str]) -> CacheTable:
@@ -273,7 +275,11 @@ def load_cache_table(workspace: Workspace, datasets: Sequence[str]) -> CacheTabl
             f"the data sets {', '.join(sorted(set(datasets)))} hold no stored volume"
         )
     columns = {name: table[name].combine_chunks() for name in _TABLE_COLUMNS}
-    strings = {n: c.to_pylist() for n, c in columns.items() if pa.types.is_string(c.type)}
+    strings = {
+        name: _strings(column)
+        for name, column in columns.items()
+        if pa.types.is_string(column.type)
+    }
     # A store that was built again with other versions of the libraries holds the same voxels.
     store_digest = strings.pop("digest")
     shape = columns["shape"].flatten().to_numpy(zero_copy_only=False).reshape(-1, 3)
@@ -291,15 +297,27 @@ def load_cache_table(workspace: Workspace, datasets: Sequence[str]) -> CacheTabl
     )
 
 
+def _strings(column: pa.Array) -> StringColumn:
+    """An Arrow column of strings, which must hold no null."""
+    wide = column.cast(pa.large_string())
+    _, offsets, text = wide.buffers()
+    if len(wide) == 0 or text is None:
+        return StringColumn.of([""] * len(wide))
+    ends = np.frombuffer(offsets, dtype=np.int64)[wide.offset : wide.offset + len(wide) + 1]
+    data = np.frombuffer(text, dtype=np.uint8)
+    # A copy of its own, since the buffers are those of the whole table.
+    return StringColumn(ends - ends[0], data[ends[0] : ends[-1]].copy())
+
+
 def _table_digest(
-    strings: dict[str, list[str]],
+    strings: dict[str, StringColumn],
     shape: NDArray[np.int32],
     spacing: NDArray[np.float64],
     levels: NDArray[np.int32],
 ) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(strings):
-        digest.update("\x1f".join(strings[name]).encode())
+        digest.update(strings[name].joined(b"\x1f"))
         digest.update(b"\x1e")
     for array in (shape, spacing, levels):
         digest.update(np.ascontiguousarray(array).tobytes())

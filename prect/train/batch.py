@@ -9,13 +9,14 @@ Shapes: B volumes, S random crops and n bases a volume, (X, Y, Z) the view's gri
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
+from prect.train.collate import RawBatch
 from prect.train.config import CropConfig, ViewConfig
-from prect.train.loader import RawBatch
 
 
 @dataclass
@@ -39,40 +40,83 @@ class CropBatch:
 
 def assemble(batch: RawBatch, view: ViewConfig, crops: CropConfig) -> CropBatch:
     """Window, resize, crop and augment a batch on the device that it lies on."""
-    grids = torch.stack([show(region, view) for region in batch.regions])
+    grids = show(batch, view.grid)
     gathered = gather_crops(grids, batch.starts, batch.flips, batch.turns, crops.size)
-    gathered += batch.shifts[..., None, None, None]
-    return CropBatch(gathered.flatten(0, 1).unsqueeze(1), batch.labels)
+    flat = gathered.flatten(0, 1).unsqueeze(1)
+    if crops.shown != crops.size:
+        flat = resize(flat, crops.shown)
+    flat += batch.shifts.view(-1, 1, 1, 1, 1)
+    return CropBatch(flat, batch.labels)
 
 
-def show(region: torch.Tensor, view: ViewConfig) -> torch.Tensor:
-    """A raw region in its window on the view's grid.
-
-    Along an axis where the grid is at least twice as coarse as the region, voxels are averaged
-    down to the grid; along the others they are interpolated linearly. The level that was read
-    bounds the ratio by two only along the axis with the finest output voxels: a whole body on
-    192x192x64 is three to five times coarser in z, and there bare interpolation would look at
-    every fourth slice and drop the rest.
+def show(batch: RawBatch, grid: tuple[int, int, int]) -> torch.Tensor:
+    """The raw regions of a batch in their windows on the view's grid.
 
     Args:
-        region: int16 HU, (z, y, x).
-        view: window and grid.
+        batch: B regions and their windows.
+        grid: (X, Y, Z).
 
     Returns:
-        (X, Y, Z) float32 in [0, 1].
+        (B, X, Y, Z) float32 in [0, 1].
     """
-    low, high = view.window
-    image = region.float().sub_(low).div_(high - low).clamp_(0, 1)[None, None]
-    target = view.grid[::-1]
-    sizes = list(zip(image.shape[2:], target, strict=True))
-    depth, height, width = (out if have >= 2 * out else have for have, out in sizes)
-    if (depth, height, width) != tuple(image.shape[2:]):
-        image = functional.adaptive_avg_pool3d(image, (depth, height, width))
-    if tuple(image.shape[2:]) != tuple(target):
-        image = functional.interpolate(
-            image, size=list(target), mode="trilinear", align_corners=False
+    low, high = batch.windows[:, :, None, None, None].unbind(1)
+    span = high - low
+    shape = grid[::-1]
+    groups = _equal_shapes(batch.shapes)
+    if len(groups) == 1:
+        regions = batch.voxels.view(len(batch), *batch.shapes[0])
+        return _shown(regions, low, span, shape).permute(0, 3, 2, 1)
+    alone = batch.regions
+    shown = torch.empty(len(batch), *shape, device=batch.voxels.device)
+    for members in groups:
+        # An index of several numbers would have to be sent to the device, which then waits.
+        regions, lows, spans = (torch.stack([t[i] for i in members]) for t in (alone, low, span))
+        for i, image in zip(members, _shown(regions, lows, spans, shape), strict=True):
+            shown[i] = image
+    return shown.permute(0, 3, 2, 1)
+
+
+def _shown(
+    regions: torch.Tensor, low: torch.Tensor, span: torch.Tensor, shape: tuple[int, int, int]
+) -> torch.Tensor:
+    """(n, *shape) in the window, from (n, z, y, x) HU."""
+    images = regions.float().sub_(low).div_(span).clamp_(0, 1)
+    return resize(images[:, None], shape)[:, 0]
+
+
+def _equal_shapes(shapes: Sequence[tuple[int, int, int]]) -> list[list[int]]:
+    """Positions of equal shapes."""
+    groups: dict[tuple[int, int, int], list[int]] = {}
+    for position, shape in enumerate(shapes):
+        groups.setdefault(shape, []).append(position)
+    return list(groups.values())
+
+
+def resize(images: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
+    """Images on another grid over the same extent.
+
+    Along an axis where the new grid is at least twice as coarse, voxels are averaged down to it;
+    along the others they are interpolated linearly. The level that was read bounds the ratio by
+    two only along the axis with the finest output voxels: a whole body on 192x192x64 is three to
+    five times coarser in z, and there bare interpolation would look at every fourth slice and
+    drop the rest.
+
+    Args:
+        images: (n, 1, a, b, c) float.
+        shape: the new (a, b, c).
+
+    Returns:
+        (n, 1, *shape); ``images`` itself where nothing changes.
+    """
+    sizes = list(zip(images.shape[2:], shape, strict=True))
+    first, second, third = (out if have >= 2 * out else have for have, out in sizes)
+    if (first, second, third) != tuple(images.shape[2:]):
+        images = functional.adaptive_avg_pool3d(images, (first, second, third))
+    if tuple(images.shape[2:]) != tuple(shape):
+        images = functional.interpolate(
+            images, size=list(shape), mode="trilinear", align_corners=False
         )
-    return image[0, 0].permute(2, 1, 0)
+    return images
 
 
 def gather_crops(

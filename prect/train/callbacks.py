@@ -23,6 +23,8 @@ class RunStart:
     heldout_volumes: int
     parameters: int
     """Of encoder and heads."""
+    reading: str
+    """How regions reach the training process: reading processes, batches ahead and their size."""
 
 
 class Callback(Protocol):

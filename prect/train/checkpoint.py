@@ -38,7 +38,7 @@ _NAME = re.compile(r"step-(\d{8})\.pt")
 
 _FREE_SECTIONS = {
     "run": {"name"},
-    "data": {"workers", "prefetch", "open_stores", "batch_size"},
+    "data": {"workers", "prefetch_mib", "open_stores", "on_damage", "max_damaged", "batch_size"},
     "optim": {"max_steps"},
     "train": {"log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "threads"},
 }

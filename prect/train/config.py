@@ -1,8 +1,8 @@
-"""The settings of a training run: models, presets, overrides.
+"""The settings of a training run: how they are resolved and checked as a whole.
 
 A configuration is resolved from three layers, each overriding the one before: a preset
-(``prect/train/presets/<name>.toml``), a file, and ``section.key=value`` overrides. Unknown
-keys are refused. Axis order is (x, y, z) throughout, as at the network.
+(``prect/train/presets/<name>.toml``), a file, and ``section.key=value`` overrides. A layer may
+name a ``preset`` and a ``recipe`` that its own settings begin from. Unknown keys are refused.
 """
 
 from __future__ import annotations
@@ -12,180 +12,46 @@ import json
 import math
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ValidationError, model_validator
 
 from prect.errors import ConfigError
-from prect.manifests.splits import HELDOUT_SHARE
+from prect.train.recipes import recipe
+from prect.train.sections import (
+    AugmentConfig,
+    CropConfig,
+    DataConfig,
+    LoopConfig,
+    NetworkConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    RunConfig,
+    Section,
+    ViewConfig,
+)
+from prect.train.shipped import read_shipped, shipped
 
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Ints3 = tuple[PositiveInt, PositiveInt, PositiveInt]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class RunConfig(_Section):
-    """What the run is called and which random stream it follows."""
-
-    model_config = ConfigDict(coerce_numbers_to_str=True)
-
-    name: str
-    seed: NonNegativeInt = 0
-
-
-def _as_tuple(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
-
-
-class DataConfig(_Section):
-    """Which volumes are seen and how they reach the training process."""
-
-    datasets: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
-    """Names of data sets in the workspace; all their stored volumes are used."""
-    heldout_share: Annotated[float, Field(ge=0, lt=1)] = HELDOUT_SHARE
-    """Share of patients kept away from training."""
-    heldout_minimum: PositiveInt = 2
-    """Patients kept away at least, however small the share."""
-    batch_size: PositiveInt = 2
-    """Volumes a process and step."""
-    workers: NonNegativeInt = 2
-    """Reading processes for each training process; 0 reads in the training process."""
-    prefetch: PositiveInt = 2
-    """Batches that each worker holds ready."""
-    open_stores: PositiveInt = 64
-    """Stores that each worker keeps open."""
+__all__ = [
+    "AugmentConfig",
+    "CropConfig",
+    "DataConfig",
+    "LoopConfig",
+    "NetworkConfig",
+    "ObjectiveConfig",
+    "OptimConfig",
+    "RunConfig",
+    "TrainConfig",
+    "ViewConfig",
+    "load_config",
+    "parse_config",
+    "presets",
+    "setting_paths",
+]
 
 
-class ViewConfig(_Section):
-    """Which part of a volume is shown, and on which grid."""
-
-    kind: Literal["whole", "box"] = "whole"
-    """The whole stored volume, or a box of ``grid`` times ``spacing`` at a random place."""
-    grid: Ints3 = (192, 192, 64)
-    """Voxels (x, y, z) of the view at the network's side."""
-    spacing: tuple[Positive, Positive, Positive] | None = None
-    """Millimetres (x, y, z) a voxel; only for ``box``."""
-    window: tuple[float, float] = (-175.0, 250.0)
-    """HU mapped to 0 and 1; values outside are clipped."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if (self.kind == "box") != (self.spacing is not None):
-            raise ValueError(
-                "spacing (mm, x y z) is needed for kind 'box' and has no meaning for 'whole'"
-            )
-        if self.window[0] >= self.window[1]:
-            raise ValueError(f"window {self.window} must rise: (low HU, high HU)")
-        return self
-
-
-class CropConfig(_Section):
-    """Base crops tile the view; random crops are placed among them."""
-
-    base_grid: Ints3 = (3, 3, 1)
-    """Number of base crops along (x, y, z)."""
-    size: Ints3 = (64, 64, 64)
-    """Voxels (x, y, z) of every crop."""
-    random: PositiveInt = 2
-    """Random crops a volume."""
-    margin: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] = (0, 0, 0)
-    """Voxels (x, y, z) that random crops keep away from the edge of the base grid."""
-
-    @property
-    def bases(self) -> int:
-        """Base crops a volume."""
-        return math.prod(self.base_grid)
-
-    @property
-    def per_volume(self) -> int:
-        """Crops a volume, random and base together."""
-        return self.random + self.bases
-
-
-class AugmentConfig(_Section):
-    """What is done to each crop on its own; labels are unaffected."""
-
-    flip: Probability = 0.2
-    """Probability of a flip, for each of the three axes."""
-    rotate: Probability = 0.2
-    """Probability of a rotation by 90, 180 or 270 degrees in the x-y plane."""
-    shift: Probability = 0.5
-    """Probability of an intensity shift."""
-    shift_range: Annotated[float, Field(ge=0)] = 0.1
-    """Largest shift, in units of the window."""
-
-
-class NetworkConfig(_Section):
-    """The encoder that is trained."""
-
-    name: Literal["swin_unetr", "segresnet"] = "swin_unetr"
-    feature_size: PositiveInt = 48
-    """Channels of the first stage."""
-    blocks: tuple[PositiveInt, ...] = (1, 2, 2, 4)
-    """Residual blocks of each stage; SegResNet only."""
-    checkpointing: bool = False
-    """Recompute activations in the backward pass to save memory; SwinUNETR only."""
-
-
-class ObjectiveConfig(_Section):
-    """The pretext task and its heads."""
-
-    name: Literal["voco-v2-intra"] = "voco-v2-intra"
-    projector_width: PositiveInt = 1024
-    """Width of the projector's hidden layers and of its output."""
-    ema_momentum: Probability = 0.9
-    """Share of the teacher that is kept at each step."""
-    reg_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the term that keeps base crops apart."""
-
-
-class OptimConfig(_Section):
-    """AdamW with a linear warm-up and a cosine to zero."""
-
-    lr: Positive = 1e-4
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    amsgrad: bool = True
-    warmup_steps: NonNegativeInt = 5000
-    max_steps: PositiveInt = 250_000
-    clip_norm: Positive = 1.0
-    """Largest global norm of the gradient."""
-
-
-class LoopConfig(_Section):
-    """When the trainer logs, evaluates and saves."""
-
-    log_every: PositiveInt = 50
-    eval_every: NonNegativeInt = 5000
-    """Steps between held-out evaluations; 0 evaluates only untrained and at the end."""
-    eval_views: PositiveInt = 64
-    """Held-out views that an evaluation averages over."""
-    eval_batch: PositiveInt = 2
-    """Volumes that share their batch statistics in an evaluation, on any number of processes."""
-    checkpoint_every: PositiveInt = 5000
-    keep_checkpoints: PositiveInt = 3
-    """Newest checkpoints that are kept."""
-    threads: NonNegativeInt = 0
-    """CPU threads a training process; 0 leaves torch's own choice."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Autocast type; ``auto`` takes bfloat16 on GPUs that have it, else float32."""
-
-
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """All settings of a run; saved with it as ``config.json``."""
 
     run: RunConfig
@@ -197,6 +63,13 @@ class TrainConfig(_Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
     train: LoopConfig = LoopConfig()
+
+    def view_of(self, dataset: str) -> ViewConfig:
+        """What is shown of a data set's volumes: ``[view]``, or its recipe in place of it."""
+        if dataset not in self.data.recipes:
+            return self.view
+        shown = recipe(self.data.recipes[dataset]).view
+        return shown.model_copy(update={"patches": self.view.patches})
 
     @model_validator(mode="after")
     def _check_geometry(self) -> Self:
@@ -223,19 +96,49 @@ class TrainConfig(_Section):
         return self
 
     @model_validator(mode="after")
+    def _check_sources(self) -> Self:
+        used = self.data.datasets
+        for key, names in (("weights", self.data.weights), ("recipes", self.data.recipes)):
+            unknown = sorted(set(names) - set(used)) if used else []
+            if unknown:
+                near = difflib.get_close_matches(unknown[0], used, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ValueError(
+                    f"data.{key} names {', '.join(unknown)}, which data.datasets does not{hint}"
+                )
+        for dataset, name in self.data.recipes.items():
+            shown, view = recipe(name).view, self.view
+            if shown.grid != view.grid:
+                raise ValueError(
+                    f"data.recipes.{dataset}: the grid of {name} is {shown.grid}, view.grid is "
+                    f"{view.grid}; one batch needs one grid"
+                )
+            if shown.patches not in {1, view.patches}:
+                raise ValueError(
+                    f"data.recipes.{dataset}: {name} has view.patches {shown.patches}, the run has "
+                    f"{view.patches}; all data sets have as many"
+                )
+            if shown.kind == "whole" and view.patches > 1:
+                raise ValueError(
+                    f"data.recipes.{dataset}: {name} shows whole volumes, which have one place "
+                    f"only, and view.patches is {view.patches}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _check_network(self) -> Self:
         # Patch embedding and four mergings halve the grid five times; SegResNet once a stage.
-        network = self.network
+        network, shown = self.network, self.crops.shown
         halvings = 5 if network.name == "swin_unetr" else len(network.blocks) - 1
         step = 2**halvings
-        if any(n % step for n in self.crops.size):
+        if any(n % step for n in shown):
             raise ValueError(
-                f"crops.size {self.crops.size} must be multiples of {step} for network.name "
-                f"{network.name!r}"
+                f"crops of {shown} voxels (crops.resize, or else crops.size) must be multiples of "
+                f"{step} for network.name {network.name!r}"
             )
-        if network.name == "swin_unetr" and math.prod(n // step for n in self.crops.size) < 2:
+        if network.name == "swin_unetr" and math.prod(n // step for n in shown) < 2:
             raise ValueError(
-                f"crops.size {self.crops.size} leaves one voxel at the coarsest scale of "
+                f"crops of {shown} voxels leave one voxel at the coarsest scale of "
                 "network.name 'swin_unetr', which cannot be normalised; 64 along one axis at least"
             )
         if network.name == "swin_unetr" and network.feature_size % 12:
@@ -249,8 +152,7 @@ class TrainConfig(_Section):
 
 def presets() -> list[str]:
     """Names of the presets that come with prect."""
-    folder = resources.files("prect.train") / "presets"
-    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith("toml"))
+    return shipped("preset")
 
 
 def load_config(
@@ -268,13 +170,15 @@ def load_config(
     Raises:
         ConfigError: a setting is unknown, ill-typed or out of range; names its dotted path.
     """
-    settings: dict[str, Any] = {}
-    if preset is not None:
-        _merge(settings, _read_preset(preset))
-    if file is not None:
-        _merge(settings, _read_file(file))
+    template = read_shipped("preset", preset) if preset is not None else {}
+    from_file = _read_file(file) if file is not None else {}
+    given: dict[str, Any] = {}
     for override in overrides:
-        _merge(settings, _parse_override(override))
+        _merge(given, _parse_override(override))
+    settings: dict[str, Any] = {}
+    for layer in (template, from_file, given):
+        _add_layer(settings, layer)
+    _drop_unused_sources(settings, keep=(from_file, given))
     default_name = preset or (file.stem if file is not None else "run")
     run = settings.setdefault("run", {})
     if isinstance(run, dict):
@@ -321,16 +225,6 @@ def _did_you_mean(path: str) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _read_preset(name: str) -> dict[str, Any]:
-    known = presets()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"preset {name!r} does not exist; there are {', '.join(known)}{hint}")
-    text = (resources.files("prect.train") / "presets" / f"{name}.toml").read_text("utf-8")
-    return tomllib.loads(text)
-
-
 def _read_file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
@@ -360,10 +254,55 @@ def _parse_override(text: str) -> dict[str, Any]:
     return result
 
 
+def _add_layer(settings: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    """Put a layer over the settings so far: the preset it names, its recipe, then its own.
+
+    A recipe replaces the sections that it has; everything else is merged key by key.
+    """
+    own = dict(layer)
+    if "preset" in own:
+        _add_layer(settings, read_shipped("preset", _name(own, "preset")))
+    if "recipe" in own:
+        shown = recipe(_name(own, "recipe"))
+        settings.update(shown.model_dump(mode="json", include={"view", "crops", "augment"}))
+    _merge(settings, own)
+
+
+def _name(layer: dict[str, Any], key: str) -> str:
+    name = layer.pop(key)
+    if not isinstance(name, str):
+        raise ConfigError(f"{key}: must be the name of a {key}, not {name!r}")
+    return name
+
+
+def _drop_unused_sources(settings: dict[str, Any], keep: Iterable[Mapping[str, Any]]) -> None:
+    """Leave out what a preset says of data sets that the run does not use.
+
+    A preset speaks of many data sets, of which a run takes some; what a user says of a data set
+    that is not used stays, and is refused.
+    """
+    data = settings.get("data")
+    if not isinstance(data, dict) or not data.get("datasets"):
+        return
+    used = data["datasets"]
+    for key in ("weights", "recipes"):
+        if isinstance(data.get(key), dict):
+            said = {name for layer in keep for name in _table(_table(layer, "data"), key)}
+            data[key] = {name: v for name, v in data[key].items() if name in used or name in said}
+
+
+def _table(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = settings.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
 def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
     for key, value in other.items():
         present = into.get(key)
         if isinstance(present, dict) and isinstance(value, Mapping):
             _merge(present, value)
+        elif isinstance(value, Mapping):
+            into[key] = {}
+            _merge(into[key], value)
         else:
             into[key] = value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,8 @@ from prect.errors import ConfigError, StoreError, TrainingError
 from prect.manifests.splits import heldout_mask
 from prect.manifests.stores import CacheTable, load_cache_table
 from prect.train.config import TrainConfig
-from prect.train.loader import PoolFactory, ViewDataset, reader_pool
-from prect.train.sampling import Domain, Sampler
+from prect.train.dataset import PoolFactory, StoreNames, ViewDataset, reader_pool
+from prect.train.sampling import Domain, Sampler, Sources
 from prect.train.views import GeometryTable
 from prect.units import HU_MAX, HU_MIN
 from prect.workspace import Workspace
@@ -36,21 +37,23 @@ class TrainingData:
         """Shape, spacing and levels of every row."""
         return GeometryTable(self.table.shape, self.table.spacing, self.table.levels)
 
+    @cached_property
+    def names(self) -> StoreNames:
+        """Data set and case of every row."""
+        code, datasets = self.table.dataset.codes()
+        return StoreNames(self.workspace, Sources(datasets, code), self.table.case)
+
     def sampler(self, config: TrainConfig, domain: Domain = "train") -> Sampler:
         """The stream of samples of one domain."""
-        return Sampler(config, self.table.digest, self.rows[domain], self.geometry, domain)
+        rows, sources = self.rows[domain], self.names.sources
+        return Sampler(config, self.table.digest, rows, self.geometry, domain, sources)
 
     def views(
         self, config: TrainConfig, domain: Domain = "train", pool: PoolFactory | None = None
     ) -> ViewDataset:
         """The samples of one domain with their voxels."""
-        return ViewDataset(
-            self.workspace,
-            self.table.dataset,
-            self.table.case,
-            self.sampler(config, domain),
-            pool or reader_pool(config),
-        )
+        sampler = self.sampler(config, domain)
+        return ViewDataset(self.names, sampler, pool or reader_pool(config), config)
 
 
 def open_data(workspace: Workspace, config: TrainConfig) -> TrainingData:
@@ -70,13 +73,17 @@ def open_data(workspace: Workspace, config: TrainConfig) -> TrainingData:
             f"({workspace.root} holds stores of: {', '.join(stored) or 'none'})"
         )
     table = load_cache_table(workspace, config.data.datasets)
-    _check_stores(workspace, table)
-    _check_window(table, config.view.window)
+    check_stores(workspace, table)
+    check_windows(table, config)
     return split_data(workspace, table, config)
 
 
-def _check_stores(workspace: Workspace, table: CacheTable) -> None:
-    """Refuse a manifest that does not match its stores, by a sample that costs milliseconds."""
+def check_stores(workspace: Workspace, table: CacheTable) -> None:
+    """Refuse a manifest that does not match its stores, by a sample that costs milliseconds.
+
+    Raises:
+        StoreError: a store is missing, damaged, or not the one that the manifest tells of.
+    """
     for row in np.unique(np.linspace(0, len(table) - 1, _CHECKED_STORES).astype(int)):
         path = table.store(workspace, row)
         with StoreReader(path, expected_profile=table.profile[row]) as reader:
@@ -90,22 +97,32 @@ def _check_stores(workspace: Workspace, table: CacheTable) -> None:
                 )
 
 
-def _check_window(table: CacheTable, window: tuple[float, float]) -> None:
-    """Refuse a window of which the stores hold a part only."""
-    for row in np.unique(table.hu_range, axis=0, return_index=True)[1]:
-        low, high = table.hu_range[row]
+def check_windows(table: CacheTable, config: TrainConfig) -> None:
+    """Refuse a window of which the stores hold a part only.
+
+    Raises:
+        ConfigError: the window of a data set is not inside of what its stores tell apart.
+    """
+    codes, names = table.dataset.codes()
+    kinds = np.column_stack([codes, table.hu_range])
+    for row in np.unique(kinds, axis=0, return_index=True)[1]:
+        dataset = names[codes[row]]
+        window, (low, high) = config.view_of(dataset).window, table.hu_range[row]
         # Beyond what any store holds nothing is lost: there is no HU.
         if (low > max(window[0], HU_MIN)) or (high < min(window[1], HU_MAX)):
+            recipe = config.data.recipes.get(dataset)
+            setting = f"the window of recipe {recipe}" if recipe else "view.window"
             raise ConfigError(
-                f"view.window is {window[0]:g}..{window[1]:g} HU, but the stores of "
-                f"{table.dataset[row]} hold {low}..{high} HU only; choose a window inside, or "
+                f"{setting} is {window[0]:g}..{window[1]:g} HU, but the stores of "
+                f"{dataset} hold {low}..{high} HU only; choose a window inside, or "
                 "build them again with --intensity hu and the --profile they have"
             )
 
 
 def split_data(workspace: Workspace, table: CacheTable, config: TrainConfig) -> TrainingData:
     """Split loaded manifests into training and held-out patients; see :func:`open_data`."""
-    heldout = heldout_mask(table.patient, config.data.heldout_share, config.data.heldout_minimum)
+    data = config.data
+    heldout = heldout_mask(list(table.patient), data.heldout_share, data.heldout_minimum)
     if not heldout.any() or heldout.all():
         raise TrainingError(
             f"{len(table)} volumes of {len(set(table.patient))} patients leave none to "

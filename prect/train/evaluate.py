@@ -10,19 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader
 
 from prect.train.batch import assemble
 from prect.train.config import TrainConfig
+from prect.train.damage import Quarantine
+from prect.train.dataset import ViewDataset
 from prect.train.learner import Learner
-from prect.train.loader import ViewDataset, collate
+from prect.train.loader import read_steps
 from prect.train.objectives.floor import Floor, constant_floor
 from prect.train.precision import autocast
+from prect.train.prefetch import HERE
 
 LEARNED_RATIO = 0.8
 """Largest share of the untrained network's pos + neg that counts as having learned."""
@@ -60,13 +61,33 @@ def evaluate(
     *,
     rank: int = 0,
     world: int = 1,
+    quarantine: Quarantine | None = None,
+    step: int = 0,
 ) -> Heldout:
-    """Average over the first ``train.eval_views`` views of the held-out stream."""
+    """Average over the first ``train.eval_views`` views of the held-out stream.
+
+    Args:
+        learner: the network and its heads.
+        views: the held-out stream.
+        config: the run's settings.
+        device: where to compute.
+        rank: number of this process among ``world``; ranks share the batches out.
+        world: processes of the run.
+        quarantine: told what was replaced.
+        step: step of the run, for its record.
+    """
     size = config.train.eval_batch
     wanted = range(config.train.eval_views)
-    batches = [list(wanted[i : i + size]) for i in wanted[::size]]
-    loader = DataLoader(
-        views, batch_sampler=batches[rank::world], collate_fn=partial(collate, crops=config.crops)
+    batches = [wanted[i : i + size] for i in wanted[::size]][rank::world]
+    # Read here: workers of its own would hold as much ready again as those of training do.
+    loader = read_steps(
+        views,
+        batches.__getitem__,
+        range(len(batches)),
+        HERE,
+        quarantine=quarantine,
+        recycle=True,
+        record=("heldout", step),
     )
     sums = torch.zeros(4, dtype=torch.float64)
     learner.eval()
@@ -76,7 +97,7 @@ def evaluate(
             output = learner(batch)
         hits = output.cosine.argmax(dim=-1) == batch.labels.argmax(dim=-1)
         figures = [output.volume_terms["pos"], output.volume_terms["neg"]]
-        count = torch.tensor(float(len(raw.samples)))
+        count = torch.tensor(float(len(raw)))
         summed = [f.sum() for f in figures] + [hits.double().mean(dim=-1).sum(), count]
         sums += torch.stack([value.double().cpu() for value in summed])
     learner.train()

@@ -32,8 +32,12 @@ class Export:
     parameters: int
 
 
-def export_weights(source: Path, target: Path, *, force: bool = False) -> Export:
+def export_weights(
+    source: Path, target: Path, *, force: bool = False, dry_run: bool = False
+) -> Export:
     """Write the backbone of a checkpoint, or of a run's newest one, to a safetensors file.
+
+    With ``dry_run`` everything is checked and nothing is written.
 
     Raises:
         CheckpointError: the source is missing, foreign or incomplete, or the target exists and
@@ -46,7 +50,8 @@ def export_weights(source: Path, target: Path, *, force: bool = False) -> Export
     network = parse_config(checkpoint.config).network
     check_backbone(checkpoint.backbone, network)
     weights = {name: tensor.contiguous() for name, tensor in checkpoint.backbone.items()}
-    _write(weights, target, _metadata(checkpoint, network))
+    if not dry_run:
+        _write(weights, target, _metadata(checkpoint, network))
     count = sum(tensor.numel() for tensor in weights.values())
     return Export(target, path, network.name, checkpoint.step, len(weights), count)
 

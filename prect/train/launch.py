@@ -23,6 +23,8 @@ from prect.errors import TrainingError
 from prect.train.callbacks import Callback
 from prect.train.config import TrainConfig
 from prect.train.data import open_data
+from prect.train.loader import start_server
+from prect.train.prefetch import plan_prefetch
 from prect.train.run_folder import RunFolder, starting_point
 from prect.train.trainer import Place, Trainer
 from prect.workspace import Workspace
@@ -96,6 +98,8 @@ def take_part(order: Order) -> dict[str, Any]:
 
 
 def _train(order: Order, place: Place) -> dict[str, Any]:
+    if order.config.data.workers:
+        start_server()
     data = open_data(Workspace(order.workspace), order.config)
     return Trainer(order.config, data, place, order.callback, resume=order.resume).run()
 
@@ -104,6 +108,7 @@ def _check(order: Order, world: int) -> None:
     """Find in this process what would else end as a traceback from another one."""
     workspace = Workspace(order.workspace)
     data = open_data(workspace, order.config)
+    plan_prefetch(order.config, data.geometry, data.names.sources)
     starting_point(
         RunFolder(workspace.run(order.config.run.name)),
         order.resume,

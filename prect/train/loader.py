@@ -1,193 +1,78 @@
-"""From stores to batches of raw regions, in workers, in the order that sampling prescribes.
+"""Batches of raw regions from reading processes, in the order that sampling prescribes.
 
-Workers ship int16 regions as they are stored; windowing, resizing and cropping run on the
-device. Regions of whole volumes differ in size, so a batch holds a list of them.
+The state of the stream is a step, so whatever goes wrong with a reading process, the stream can
+go on from the first step that was not handed out.
 """
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.data import Sampler as IndexSampler
 
-from prect.cache.reader import ReaderPool
-from prect.errors import PrectError, StoreError, TrainingError
-from prect.train.config import CropConfig, TrainConfig
-from prect.train.crops import overlap_shares
-from prect.train.sampling import Sample, Sampler, step_indices
-from prect.train.views import Voxels, plan_region
-from prect.workspace import Workspace
+from prect.errors import PrectError, TrainingError
+from prect.train.collate import BatchMemory, RawBatch
+from prect.train.config import TrainConfig
+from prect.train.damage import Domain, Quarantine
+from prect.train.dataset import ViewDataset
+from prect.train.isolation import find_deadly
+from prect.train.prefetch import PrefetchPlan, plan_prefetch
+from prect.train.sampling import step_indices
 
+StepIndices = Callable[[int], Sequence[int]]
+"""Global indices that one rank reads at a step."""
 
-class Store(Protocol):
-    """What is needed of an open store."""
-
-    def read(self, level: int, start: Voxels, shape: Voxels) -> NDArray[np.int16]:
-        """A region of one level, (z, y, x); air outside the volume."""
-
-
-class StorePool(Protocol):
-    """What is needed of a pool of open stores."""
-
-    def get(self, path: str | os.PathLike[str]) -> Store:
-        """The open store at ``path``."""
+_PRELOADED = ("__main__", "prect.train.loader", "prect.cache.native")
+_MOST_MYSTERIES = 3
+"""Deaths in a row that no sample explains before the run is given up: memory is short then."""
 
 
-PoolFactory = Callable[[], StorePool]
+class _WorkerDiedError(Exception):
+    """A reading process ended before its work did."""
 
 
-@dataclass
-class RawBatch:
-    """One step's samples of one rank, before they reach the device.
-
-    Shapes: B volumes, S random crops and n bases a volume, random crops first.
-    """
-
-    samples: list[Sample]
-    regions: list[torch.Tensor]
-    """B int16 tensors (z, y, x), each of its own size."""
-    starts: torch.Tensor
-    """(B, S + n, 3) int64 first voxel of each crop, (x, y, z) of the view's grid."""
-    flips: torch.Tensor
-    """(B, S + n, 3) bool."""
-    turns: torch.Tensor
-    """(B, S + n) int64 quarter turns."""
-    shifts: torch.Tensor
-    """(B, S + n) float32."""
-    labels: torch.Tensor
-    """(B, S, n) float32 overlap shares."""
-
-    @property
-    def voxel_bytes(self) -> int:
-        """Bytes of voxels that were read and decoded."""
-        return sum(region.nbytes for region in self.regions)
-
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All tensors that the device needs beside the regions."""
-        return self.starts, self.flips, self.turns, self.shifts, self.labels
-
-    def pin_memory(self) -> RawBatch:
-        """The same batch in page-locked memory; called by torch's DataLoader."""
-        regions = [region.pin_memory() for region in self.regions]
-        return RawBatch(self.samples, regions, *(t.pin_memory() for t in self.tensors()))
-
-    def to(self, device: torch.device) -> RawBatch:
-        """The same batch on a device; the copies do not wait when memory is pinned."""
-        regions = [region.to(device, non_blocking=True) for region in self.regions]
-        moved = (t.to(device, non_blocking=True) for t in self.tensors())
-        return RawBatch(self.samples, regions, *moved)
-
-
-class ViewDataset(Dataset[tuple[Sample, torch.Tensor]]):
-    """Reads the region of each sample; opens stores lazily, once in each worker."""
-
-    def __init__(
-        self,
-        workspace: Workspace,
-        datasets: Sequence[str],
-        cases: Sequence[str],
-        sampler: Sampler,
-        pool: PoolFactory,
-    ) -> None:
-        """Bind a stream of samples to stores.
-
-        Args:
-            workspace: where the stores lie.
-            datasets: data set of each row of the manifest.
-            cases: case of each row.
-            sampler: the stream.
-            pool: makes the pool that a worker reads through.
-        """
-        self.sampler = sampler
-        self._workspace = workspace
-        self._datasets = datasets
-        self._cases = cases
-        self._factory = pool
-        self._pool: StorePool | None = None
-
-    def __getitem__(self, index: int) -> tuple[Sample, torch.Tensor]:
-        """The sample at a global index and its region, int16 (z, y, x).
-
-        Raises:
-            StoreError: the store is missing or damaged; the case is attached as a note.
-        """
-        if self._pool is None:
-            self._pool = self._factory()
-        sample = self.sampler.sample(index)
-        dataset, case = self._datasets[sample.row], self._cases[sample.row]
-        region = plan_region(sample.view, self.sampler.volumes.row(sample.row))
-        try:
-            store = self._pool.get(self._workspace.store(dataset, case))
-            voxels = store.read(region.level, region.start, region.shape)
-        except StoreError as error:
-            error.add_note(f"data set {dataset}, case {case}, sample {index}")
-            raise
-        return sample, torch.from_numpy(voxels)
-
-
-class _Guarded(Dataset["tuple[Sample, torch.Tensor] | PrectError"]):
-    """Hands an error on as an item.
+class _Steps(Dataset["RawBatch | PrectError"]):
+    """One batch a step. An error is handed on as an item.
 
     torch rebuilds an exception of a worker from its text, and what it was and said is lost.
     """
 
-    def __init__(self, views: ViewDataset) -> None:
-        self.views = views
+    def __init__(self, views: ViewDataset, indices: StepIndices, memory: BatchMemory) -> None:
+        self.views, self.indices, self.memory = views, indices, memory
 
-    def __getitem__(self, index: int) -> tuple[Sample, torch.Tensor] | PrectError:
+    def __getitem__(self, step: int) -> RawBatch | PrectError:
+        self.memory.turn()
         try:
-            return self.views[index]
+            return self.views.read_batch(self.indices(step), self.memory)
         except PrectError as error:
             return error
 
 
-def _collate_guarded(
-    items: Sequence[tuple[Sample, torch.Tensor] | PrectError], crops: CropConfig
-) -> RawBatch | PrectError:
-    for item in items:
-        if isinstance(item, PrectError):
-            return item
-    return collate([item for item in items if not isinstance(item, PrectError)], crops)
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
-class StepIndices(IndexSampler[list[int]]):
-    """The global indices of one rank, one list a step."""
+def worker_context() -> ForkServerContext:
+    """Starts reading processes: a process that holds threads or a GPU must not be forked.
 
-    def __init__(self, start: int, stop: int, local_batch: int, rank: int, world: int) -> None:
-        self._steps = range(start, stop)
-        self._share = partial(step_indices, local_batch=local_batch, rank=rank, world=world)
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in self._steps:
-            yield list(self._share(step))
+    The server loads prect and torch once, and the workers that it forks share those pages. There
+    is one such server in a process: where it runs already, for somebody else, it stays as it is
+    and workers load what they need themselves.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_PRELOADED))
+    return context
 
 
-def collate(items: Sequence[tuple[Sample, torch.Tensor]], crops: CropConfig) -> RawBatch:
-    """Stack what can be stacked; runs in the worker."""
-    samples = [sample for sample, _ in items]
-    starts = np.stack([sample.starts for sample in samples])
-    bases = starts[0, crops.random :]
-    labels = overlap_shares(starts[:, : crops.random], bases, crops.size)
-    return RawBatch(
-        samples=samples,
-        regions=[region for _, region in items],
-        starts=torch.from_numpy(starts),
-        flips=torch.from_numpy(np.stack([sample.flips for sample in samples])),
-        turns=torch.from_numpy(np.stack([sample.turns for sample in samples])),
-        shifts=torch.from_numpy(np.stack([sample.shifts for sample in samples])),
-        labels=torch.from_numpy(labels),
-    )
+def start_server() -> None:
+    """Begin to load what workers share, in a process of its own, while this one does other work."""
+    worker_context()
+    forkserver.ensure_running()
 
 
 def train_loader(
@@ -198,47 +83,139 @@ def train_loader(
     rank: int = 0,
     world: int = 1,
     pin_memory: bool = False,
+    quarantine: Quarantine | None = None,
+    recycle: bool = False,
 ) -> Iterator[RawBatch]:
-    """Batches of one rank for a range of steps.
+    """Batches of one rank for a range of steps, which count from 0.
 
-    Workers start by forkserver: a process that holds threads or a GPU must not be forked.
+    Args:
+        dataset: the stream.
+        config: ``data`` matters.
+        steps: steps to hand out.
+        rank: number of this process among ``world``.
+        world: processes of the run.
+        pin_memory: hand batches out in page-locked memory.
+        quarantine: told what was replaced; only its count is kept when left out.
+        recycle: use the memory of batches again: each is only good until the next is asked for.
 
     Raises:
+        ConfigError: one batch does not fit into ``data.prefetch_mib``.
         StoreError: a store is missing or damaged; raised here, whichever process met it.
-        TrainingError: a worker died.
+        TrainingError: a worker died, or too much is damaged.
     """
-    if not steps:
-        return
-    data = config.data
-    parallel = data.workers > 0
-    # The data set yields samples; collate makes batches of them, which torch's types cannot say.
+    return read_steps(
+        dataset,
+        partial(step_indices, local_batch=config.data.batch_size, rank=rank, world=world),
+        steps,
+        plan_prefetch(config, dataset.sampler.volumes, dataset.names.sources),
+        pin_memory=pin_memory,
+        quarantine=quarantine,
+        recycle=recycle,
+    )
+
+
+def read_steps(
+    views: ViewDataset,
+    indices: StepIndices,
+    steps: range,
+    plan: PrefetchPlan,
+    *,
+    pin_memory: bool = False,
+    quarantine: Quarantine | None = None,
+    recycle: bool = False,
+    record: tuple[Domain, int] | None = None,
+) -> Iterator[RawBatch]:
+    """Batches of some steps; see `train_loader`.
+
+    Args:
+        views: the stream.
+        indices: what to read at a step.
+        steps: steps to hand out.
+        plan: number of workers and depth of their queues.
+        pin_memory: hand batches out in page-locked memory.
+        quarantine: told what was replaced.
+        recycle: use the memory of batches again; see `train_loader`.
+        record: domain and step under which damage is recorded; the training step itself when
+            left out.
+    """
+    quarantine = quarantine or Quarantine(views.allowed_damage)
+    step = steps.start
+    in_flight = plan.workers * plan.batches
+    suspect, mysteries = step, 0
+    while step < steps.stop:
+        try:
+            source = _Steps(views, indices, _memory(plan, recycle))
+            for batch in _read(source, range(step, steps.stop), plan, pin_memory):
+                domain, when = record or ("train", step + 1)
+                quarantine.record(when, batch.damages, domain)
+                yield batch
+                step += 1
+            return
+        except _WorkerDiedError as died:
+            if views.config.data.on_damage == "raise" or mysteries >= _MOST_MYSTERIES:
+                raise TrainingError(_death_notice(step, died.__cause__)) from died.__cause__
+        if step < suspect:
+            # Again, before what was being read at the last death was handed out. Any of it may
+            # be the cause: a worker takes batches that it has not sent yet down with it.
+            tried = range(step, min(step + in_flight, steps.stop))
+            deadly = find_deadly(views, [indices(s) for s in tried], worker_context())
+            mysteries = 0 if deadly else mysteries + 1
+            views.deadly |= deadly
+        suspect = step + in_flight
+
+
+def _death_notice(step: int, cause: BaseException | None) -> str:
+    return (
+        f"a process that reads data died while step {step + 1} was awaited ({cause}); memory may "
+        "be short: lower data.workers or data.prefetch_mib. Where one store ends every process "
+        "that reads it, data.on_damage=quarantine goes on without it"
+    )
+
+
+def _memory(plan: PrefetchPlan, recycle: bool) -> BatchMemory:
+    # torch asks a worker for another batch as it hands one of its batches out. So at most
+    # ``plan.batches`` are ready or in the making while one more is in use.
+    return BatchMemory(shared=plan.workers > 0, slots=plan.batches + 1 if recycle else 0)
+
+
+def _read(source: _Steps, steps: range, plan: PrefetchPlan, pin_memory: bool) -> Iterator[RawBatch]:
+    """One set of workers from its start to its end, or to its death."""
+    parallel = plan.workers > 0
     loader: DataLoader[Any] = DataLoader(
-        _Guarded(dataset),
-        batch_sampler=StepIndices(steps.start, steps.stop, data.batch_size, rank, world),
-        num_workers=data.workers,
-        collate_fn=partial(_collate_guarded, crops=config.crops),
-        prefetch_factor=data.prefetch if parallel else None,
-        multiprocessing_context="forkserver" if parallel else None,
+        source,
+        batch_size=None,
+        sampler=steps,
+        num_workers=plan.workers,
+        collate_fn=_as_it_is,
+        prefetch_factor=plan.batches if parallel else None,
+        multiprocessing_context=worker_context() if parallel else None,
         pin_memory=pin_memory,
     )
     batches = iter(loader)
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "worker" not in str(error):
-                raise
-            raise TrainingError(
-                f"a process that reads data died ({error}); memory may be short: lower "
-                "data.workers or data.prefetch"
-            ) from error
-        if isinstance(batch, PrectError):
-            raise batch
-        yield batch
+    try:
+        while True:
+            batch = next(batches, None)
+            if batch is None:
+                return
+            if isinstance(batch, PrectError):
+                raise batch
+            yield batch
+    except Exception as error:
+        if parallel:
+            # An error holds the frames that it came through, and they would hold the workers.
+            error.with_traceback(None)
+            if _tells_of_a_death(error):
+                raise _WorkerDiedError from error
+        raise
+    finally:
+        del batches, loader  # the workers end here, not when something is collected
 
 
-def reader_pool(config: TrainConfig) -> PoolFactory:
-    """Makes the pools that workers read through."""
-    return partial(ReaderPool, config.data.open_stores)
+def _tells_of_a_death(error: Exception) -> bool:
+    text = str(error)
+    if isinstance(error, PrectError) or "in DataLoader worker process" in text:
+        return False  # it lives, and hands on what it could not do
+    if isinstance(error, RuntimeError):
+        return text.startswith("DataLoader worker") or "exited unexpectedly" in text
+    # Memory of a batch that a dead worker had promised cannot be had from it any more.
+    return isinstance(error, ConnectionError | FileNotFoundError | EOFError)

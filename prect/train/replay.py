@@ -1,14 +1,15 @@
 """What a step saw: its samples as data, and as pictures.
 
 Samples are pure functions, so nothing has to be recorded while training: the run's settings,
-its manifest and the step are enough.
+its manifest and the step are enough. Only what was replaced because it could not be read is
+taken from the run's record: the store may have been mended since.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from numpy.typing import NDArray
 from prect.cache.reader import StoreReader
 from prect.errors import TrainingError
 from prect.train.batch import assemble
+from prect.train.collate import RawBatch
 from prect.train.config import TrainConfig
+from prect.train.crops import overlap_shares
+from prect.train.damage import Damage, read_incidents
 from prect.train.data import TrainingData, open_data
-from prect.train.loader import RawBatch, collate
 from prect.train.run_folder import RunFolder
 from prect.train.sampling import Sample, step_indices
-from prect.train.views import Region, plan_region
+from prect.train.views import Region
 from prect.workspace import Workspace
 
 _BASE_COLOUR = "#4cc9f0"
@@ -49,7 +52,9 @@ class Replay:
     """Content of the samples file."""
 
 
-def replay(workspace: Workspace, run: Path, step: int, out: Path) -> Replay:
+def replay(
+    workspace: Workspace, run: Path, step: int, out: Path, *, dry_run: bool = False
+) -> Replay:
     """Write ``step-<step>.json`` and ``step-<step>.png`` for one step of a run.
 
     Args:
@@ -57,8 +62,10 @@ def replay(workspace: Workspace, run: Path, step: int, out: Path) -> Replay:
         run: folder of the run.
         step: the step, counted from 1 as in ``metrics.jsonl``.
         out: folder to write to.
+        dry_run: tell what the step saw, but read no voxel and write nothing.
 
     Raises:
+        StoreError: what the step saw cannot be read any more.
         TrainingError: the folder is no run's, the step is out of range, or the manifest is not
             the one that the run was made with.
     """
@@ -72,33 +79,55 @@ def replay(workspace: Workspace, run: Path, step: int, out: Path) -> Replay:
             f"{record['manifest_digest'][:12]}, now {data.table.digest[:12]}); its samples "
             "cannot be told any more"
         )
-    views = data.views(config)
-    items = [views[i] for i in step_indices(step - 1, int(record["global_batch"]), 0, 1)]
-    batch = collate(items, config.crops)
+    # What cannot be read now must be said, whatever the run did about it then.
+    strict = config.data.model_copy(update={"on_damage": "raise"})
+    views = data.views(config.model_copy(update={"data": strict}))
+    replaced = _replaced(RunFolder(run), step)
+    shown: list[int] = []
+    causes: list[dict[str, Any] | None] = []
+    for index in step_indices(step - 1, int(record["global_batch"]), 0, 1):
+        damage = replaced.get(index)
+        shown.append(index if damage is None else damage.replaced_by)
+        causes.append(None if damage is None else asdict(damage))
     document = {
         "run": config.run.name,
         "step": step,
-        "samples": [_describe(s, data, batch.labels[i]) for i, s in enumerate(batch.samples)],
+        "samples": [
+            _describe(views.planned(i), data, config, cause)
+            for i, cause in zip(shown, causes, strict=True)
+        ],
     }
-    out.mkdir(parents=True, exist_ok=True)
     samples = out / f"step-{step:08d}.json"
-    samples.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     picture = out / f"step-{step:08d}.png"
-    draw(batch, data, config, f"{config.run.name}, step {step}", picture)
+    if not dry_run:
+        batch = views.read_batch(shown)
+        out.mkdir(parents=True, exist_ok=True)
+        samples.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        draw(batch, data, config, f"{config.run.name}, step {step}", picture)
     return Replay(samples, picture, document)
 
 
-def _describe(sample: Sample, data: TrainingData, labels: Any) -> dict[str, Any]:
-    table = data.table
-    region = plan_region(sample.view, data.geometry.row(sample.row))
+def _replaced(run: RunFolder, step: int) -> dict[int, Damage]:
+    """What the step could not read, by index."""
+    return {
+        incident.damage.index: incident.damage
+        for incident in read_incidents(run.path)
+        if (incident.step, incident.domain) == (step, "train")
+    }
+
+
+def _describe(
+    sample: Sample, data: TrainingData, config: TrainConfig, replaces: dict[str, Any] | None
+) -> dict[str, Any]:
+    table, crops = data.table, config.crops
+    random, bases = np.split(sample.starts, [crops.random])
+    labels = overlap_shares(random, bases, crops.size)
     return {
         "dataset": table.dataset[sample.row],
         "case": table.case[sample.row],
         **sample.describe(),
-        "level": region.level,
-        "region_start_zyx": list(region.start),
-        "region_shape_zyx": list(region.shape),
         "labels": [[round(float(share), 6) for share in row] for row in labels],
+        "replaces": replaces,
     }
 
 
@@ -106,16 +135,17 @@ def draw(
     batch: RawBatch, data: TrainingData, config: TrainConfig, title: str, target: Path
 ) -> None:
     """Draw the volumes of a batch, the first eight of them, to a PNG file."""
-    shown = min(len(batch.samples), _SHOWN_VOLUMES)
+    samples = batch.samples
+    shown = min(len(samples), _SHOWN_VOLUMES)
     figure = Figure(figsize=(12, 5.6 * shown + 0.5), facecolor=_PAPER, layout="constrained")
     FigureCanvasAgg(figure)
-    hidden = len(batch.samples) - shown
+    hidden = len(samples) - shown
     note = f" (the first {shown} of {shown + hidden} volumes)" if hidden else ""
     figure.suptitle(title + note, color="white", fontsize=14)
     crops = assemble(batch, config.view, config.crops).crops[:, 0].numpy()
-    each = np.split(crops, len(batch.samples))
+    each = np.split(crops, len(samples))
     for i, part in enumerate(figure.subfigures(shown, 1, squeeze=False)[:, 0]):
-        sample = batch.samples[i]
+        sample = samples[i]
         top, bottom = part.subfigures(2, 1, height_ratios=[2.6, 1])
         for area in (part, top, bottom):
             area.set_facecolor(_PAPER)
@@ -140,7 +170,7 @@ def _draw_volume(part: SubFigure, sample: Sample, data: TrainingData, config: Tr
         volume = reader.read(shown, (0, 0, 0), level.shape).transpose(2, 1, 0)
     spacing = np.array(level.spacing[::-1])
     extent = np.array(volume.shape) * spacing
-    region = plan_region(sample.view, data.geometry.row(sample.row))
+    region = sample.region
     boxes = boxes_in_mm(sample, region, config)
     middle = (boxes[0].mean(axis=0) / spacing).astype(int)
     middle = np.clip(middle, 0, np.array(volume.shape) - 1)
@@ -149,7 +179,7 @@ def _draw_volume(part: SubFigure, sample: Sample, data: TrainingData, config: Tr
     axes = part.subplots(1, 3, width_ratios=[extent[0], extent[0], extent[1]])
     for axis, (plane, normal) in zip(axes, _PLANES, strict=True):
         across, up = (d for d in range(3) if d != normal)
-        low, high = config.view.window
+        low, high = sample.window
         image = volume.take(middle[normal], axis=normal).T
         edges = (0, extent[across], 0, extent[up])
         axis.imshow(image, cmap="gray", vmin=low, vmax=high, origin="lower", extent=edges)

@@ -3,11 +3,12 @@
 ::
 
     runs/<name>/
-      config.json      the resolved configuration; can be given to --config
-      run.json         manifest digest, volumes a step, software versions
-      metrics.jsonl    one object a line
-      checkpoints/     step-<steps>.pt
-      summary.json     held-out figures at the end
+      config.json                the resolved configuration; can be given to --config
+      run.json                   manifest digest, volumes a step, software versions
+      metrics.jsonl              one object a line
+      quarantine-rank<R>.jsonl   samples that could not be read, and what replaced them
+      checkpoints/               step-<steps>.pt
+      summary.json               held-out figures at the end
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from prect.errors import CheckpointError, TrainingError
-from prect.files import locked
+from prect.files import locked, make_folder
 from prect.train.checkpoint import (
     Checkpoint,
     check_resumable,
@@ -66,7 +67,7 @@ class RunFolder:
         Raises:
             WorkspaceError: another process is training in this folder.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         busy = (
             f"process {{holder}} is training in {self.path}; wait for it to end, or choose "
             "another name with --set run.name=NAME"
@@ -81,7 +82,7 @@ class RunFolder:
         Metrics and checkpoints of later steps belong to a future that this run leaves: kept,
         they would be taken for its newest.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         for path in list_checkpoints(self.checkpoints):
             if step_of(path) > step:
                 path.unlink()

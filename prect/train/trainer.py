@@ -21,8 +21,11 @@ from prect.errors import TrainingError
 from prect.train.batch import CropBatch, assemble
 from prect.train.callbacks import Callback, RunStart
 from prect.train.checkpoint import Checkpoint, save_checkpoint, software_versions
+from prect.train.collate import RawBatch
 from prect.train.config import TrainConfig
+from prect.train.damage import Quarantine
 from prect.train.data import TrainingData
+from prect.train.dataset import PoolFactory
 from prect.train.evaluate import (
     Heldout,
     evaluate,
@@ -32,11 +35,12 @@ from prect.train.evaluate import (
     verdict,
 )
 from prect.train.learner import Learner, build_learner
-from prect.train.loader import PoolFactory, RawBatch, train_loader
+from prect.train.loader import train_loader
 from prect.train.metrics import Window
 from prect.train.networks import parameter_count
 from prect.train.objectives import ObjectiveOutput
 from prect.train.precision import autocast
+from prect.train.prefetch import plan_prefetch
 from prect.train.run_folder import RunFolder, starting_point, write_json
 from prect.train.schedule import learning_rate
 
@@ -87,6 +91,8 @@ class Trainer:
         self.folder = RunFolder(data.workspace.run(config.run.name))
         self.train_views = data.views(config, "train", pool)
         self.heldout_views = data.views(config, "heldout", pool)
+        self.reading = plan_prefetch(config, data.geometry, data.names.sources)
+        self.quarantine = Quarantine(self.train_views.allowed_damage, self.folder.path, place.rank)
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
         self.learner: Learner = build_learner(config).to(place.device)
@@ -123,7 +129,7 @@ class Trainer:
             window.waited(time.perf_counter() - asked)
             output, grad_norm = self._optimise(raw)
             self.step += 1
-            window.add(self.step, output, grad_norm, len(raw.samples), raw.voxel_bytes)
+            window.add(self.step, output, grad_norm, len(raw), raw.voxel_bytes)
             last = self._report(window)
         trained = last or self._evaluate()
         return self._finish(trained)
@@ -179,6 +185,8 @@ class Trainer:
             rank=self.place.rank,
             world=self.place.world,
             pin_memory=self.place.device.type == "cuda",
+            quarantine=self.quarantine,
+            recycle=True,
         )
 
     def _go_on_from(self, checkpoint: Checkpoint | None) -> None:
@@ -202,6 +210,7 @@ class Trainer:
     def _begin(self) -> None:
         # All ranks have looked into the folder by now; only then may it change.
         self._agree()
+        self.quarantine.rewind(self.step if self.step else -1, self.place.world)
         if not self.leads:
             return
         self.folder.begin(self.config, self.data.table.digest, self.global_batch, self.step)
@@ -214,6 +223,7 @@ class Trainer:
                 train_volumes=len(self.data.rows["train"]),
                 heldout_volumes=len(self.data.rows["heldout"]),
                 parameters=parameter_count(self.learner),
+                reading=self.reading.describe(),
             )
         )
 
@@ -239,6 +249,8 @@ class Trainer:
             place.device,
             rank=place.rank,
             world=place.world,
+            quarantine=self.quarantine,
+            step=self.step,
         )
 
     def _record_evaluation(self, heldout: Heldout) -> None:
@@ -273,6 +285,7 @@ class Trainer:
             "folder": str(self.folder.path),
             "step": self.step,
             "volumes_seen": self.step * self.global_batch,
+            "quarantined": sorted(map(list, self.quarantine.cases)),
             "heldout": asdict(trained),
             "untrained": asdict(untrained),
             "floor": asdict(floor),

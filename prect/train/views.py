@@ -27,6 +27,11 @@ class Geometry:
     levels: int
     """Number of levels in the store."""
 
+    def level_shape(self, level: int) -> Voxels:
+        """Voxels of a level."""
+        z, y, x = (-(-n // 2**level) for n in self.shape)
+        return z, y, x
+
 
 @dataclass(frozen=True)
 class GeometryTable:
@@ -111,14 +116,14 @@ def plan_region(view: View, volume: Geometry) -> Region:
 
     Fine enough means a voxel no longer than the output's along every axis; where even level 0
     is not, level 0 is taken. The box is moved to whole voxels, so that what is read is exactly
-    what is shown: at most half a voxel of the level away from the box that was asked for.
+    what is shown: at most half a voxel of the level away from the box that was asked for, and
+    three quarters where the box is longer than the volume.
     """
     level = _coarsest_level(view, volume)
     edges = tuple(mm * 2**level for mm in volume.spacing)
     starts, counts = [], []
-    axes = zip(view.start[::-1], view.size[::-1], edges, volume.shape, strict=True)
-    for start_mm, size_mm, edge, full in axes:
-        available = -(-full // 2**level)
+    axes = zip(view.start[::-1], view.size[::-1], edges, volume.level_shape(level), strict=True)
+    for start_mm, size_mm, edge, available in axes:
         count = max(1, round(size_mm / edge))
         start = round(start_mm / edge)
         if count <= available:

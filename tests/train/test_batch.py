@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prect.train.batch import assemble, gather_crops, show
+from prect.train.collate import pack
 from prect.train.config import CropConfig, ViewConfig
-from prect.train.loader import RawBatch
+from prect.train.sampling import Sample
+from prect.train.views import Region, View
 
 SIZE = (4, 4, 3)
 
@@ -39,54 +44,104 @@ def test_gather_equals_cut_flip_and_rotate(
     torch.testing.assert_close(crops[0, 0], grids[0, :4, :4, :3])
 
 
+def sample(
+    region: torch.Tensor, window: tuple[float, float], starts: list[list[int]], shifts: list[float]
+) -> Sample:
+    """A sample whose first crop is a random one; all lie as they are."""
+    count = len(starts)
+    z, y, x = region.shape
+    return Sample(
+        index=0,
+        epoch=0,
+        row=0,
+        view=View((0, 0, 0), (1, 1, 1), (1, 1, 1)),
+        region=Region(0, (0, 0, 0), (z, y, x), (1, 1, 1)),
+        window=window,
+        starts=np.array(starts),
+        flips=np.zeros((count, 3), dtype=np.bool_),
+        turns=np.zeros(count, dtype=np.int64),
+        shifts=np.array(shifts, dtype=np.float32),
+    )
+
+
+def shown(
+    regions: Sequence[torch.Tensor],
+    grid: tuple[int, int, int],
+    windows: Sequence[tuple[float, float]] = (),
+) -> torch.Tensor:
+    """The regions as one batch, windowed and on the grid."""
+    windows = windows or [(-175.0, 250.0)] * len(regions)
+    starts, shifts = [[0, 0, 0]] * 3, [0.0] * 3
+    samples = [sample(r, w, starts, shifts) for r, w in zip(regions, windows, strict=True)]
+    flat = torch.cat([region.flatten() for region in regions])
+    crops = CropConfig(base_grid=(2, 1, 1), size=(4, 4, 4), random=1)
+    return show(pack(samples, flat, crops), grid)
+
+
 def test_axes_change_from_zyx_to_xyz() -> None:
     region = torch.zeros(4, 6, 8, dtype=torch.int16)
     region[1, 2, 3] = 100
-    shown = show(region, ViewConfig(grid=(8, 6, 4), window=(0, 100)))
-    assert shown.shape == (8, 6, 4)
-    assert shown[3, 2, 1] == 1
-    assert shown.sum() == 1
+    image = shown([region], (8, 6, 4), [(0, 100)])[0]
+    assert image.shape == (8, 6, 4)
+    assert image[3, 2, 1] == 1
+    assert image.sum() == 1
 
 
 def test_window_clips() -> None:
     region = torch.tensor([-1024, -175, 37, 250, 3071], dtype=torch.int16).view(5, 1, 1)
-    shown = show(region, ViewConfig(grid=(1, 1, 5)))
-    torch.testing.assert_close(shown.flatten(), torch.tensor([0, 0, (37 + 175) / 425, 1, 1]))
+    image = shown([region], (1, 1, 5))
+    torch.testing.assert_close(image.flatten(), torch.tensor([0, 0, (37 + 175) / 425, 1, 1]))
 
 
 def test_coarse_axes_average_all_voxels() -> None:
     """A thin bright slice between two output voxels must not vanish."""
     region = torch.zeros(24, 4, 4, dtype=torch.int16)
     region[10] = 600
-    shown = show(region, ViewConfig(grid=(4, 4, 4), window=(0, 600)))
-    torch.testing.assert_close(shown.mean(), torch.tensor(1 / 24))
+    image = shown([region], (4, 4, 4), [(0, 600)])
+    torch.testing.assert_close(image.mean(), torch.tensor(1 / 24))
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_each_volume_of_a_batch_is_shown_as_it_is_alone(equal: bool) -> None:
+    """Whatever other volumes it shares the batch with: of its shape, of others, in any window."""
+    shapes = [(9, 6, 8)] * 4 if equal else [(9, 6, 8), (5, 5, 5), (9, 6, 8), (30, 3, 8)]
+    noise = torch.Generator().manual_seed(0)
+    regions = [
+        torch.randint(-1024, 3072, shape, generator=noise).to(torch.int16) for shape in shapes
+    ]
+    windows = [(-175.0, 250.0), (-1000.0, 500.0), (0.0, 100.0), (-175.0, 250.0)]
+    together = shown(regions, (8, 6, 4), windows)
+    for image, region, window in zip(together, regions, windows, strict=True):
+        torch.testing.assert_close(image, shown([region], (8, 6, 4), [window])[0])
 
 
 def test_random_crops_come_first_and_shift_is_added() -> None:
     crops = CropConfig(base_grid=(2, 1, 1), size=(4, 4, 4), random=1)
     region = torch.arange(4 * 4 * 8, dtype=torch.int16).view(4, 4, 8)
-    starts = torch.tensor([[[2, 0, 0], [0, 0, 0], [4, 0, 0]]])
-    shifts = torch.tensor([[0.1, 0.0, -0.1]])
-    raw = RawBatch(
-        samples=[],
-        regions=[region],
-        starts=starts,
-        flips=torch.zeros(1, 3, 3, dtype=torch.bool),
-        turns=torch.zeros(1, 3, dtype=torch.int64),
-        shifts=shifts,
-        labels=torch.full((1, 1, 2), 0.5),
-    )
-    batch = assemble(raw, ViewConfig(grid=(8, 4, 4), window=(0, 1000)), crops)
+    one = sample(region, (0, 1000), [[2, 0, 0], [0, 0, 0], [4, 0, 0]], [0.1, 0.0, -0.1])
+    raw = pack([one], region.flatten(), crops)
+    batch = assemble(raw, ViewConfig(grid=(8, 4, 4), window=(0, 1)), crops)
     assert batch.crops.shape == (3, 1, 4, 4, 4)
     image = region.permute(2, 1, 0) / 1000
     for crop, (x, shift) in zip(batch.crops, [(2, 0.1), (0, 0.0), (4, -0.1)], strict=True):
         torch.testing.assert_close(crop[0], image[x : x + 4] + shift)
     assert (batch.volumes, batch.random) == (1, 1)
     assert raw.voxel_bytes == 4 * 4 * 8 * 2
+    torch.testing.assert_close(batch.labels, torch.tensor([[[0.5, 0.5]]]))
+
+
+def test_crops_are_resized_where_the_recipe_says_so() -> None:
+    crops = CropConfig(base_grid=(2, 1, 1), size=(4, 4, 4), resize=(2, 8, 4), random=1)
+    region = torch.arange(8, dtype=torch.int16).expand(4, 4, 8).contiguous()
+    one = sample(region, (0, 8), [[2, 0, 0], [0, 0, 0], [4, 0, 0]], [0.0, 0.0, 0.5])
+    batch = assemble(pack([one], region.flatten(), crops), ViewConfig(grid=(8, 4, 4)), crops)
+    assert batch.crops.shape == (3, 1, 2, 8, 4)
+    for crop, pairs in zip(batch.crops, [(2.5, 4.5), (0.5, 2.5), (8.5, 10.5)], strict=True):
+        expected = (torch.tensor(pairs) / 8)[:, None, None].expand(2, 8, 4)
+        torch.testing.assert_close(crop[0], expected)
 
 
 @pytest.mark.parametrize("grid", [(5, 7, 3), (16, 9, 20)])
 def test_constant_stays_constant(grid: tuple[int, int, int]) -> None:
     region = torch.full((9, 11, 13), 37, dtype=torch.int16)
-    shown = show(region, ViewConfig(grid=grid))
-    torch.testing.assert_close(shown, torch.full(grid, (37 + 175) / 425))
+    torch.testing.assert_close(shown([region], grid)[0], torch.full(grid, (37 + 175) / 425))

@@ -145,6 +145,7 @@ def test_existing_export_is_kept_without_force(tmp_path: Path, demo: TrainConfig
     target.write_bytes(b"precious")
     with pytest.raises(CheckpointError, match="--force"):
         export_weights(path, target)
+    assert export_weights(path, target, force=True, dry_run=True).tensors > 0
     assert target.read_bytes() == b"precious"
     export_weights(path, target, force=True)
     assert load_file(target).keys() == make_checkpoint(demo).backbone.keys()

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from prect.errors import ConfigError
+from prect.manifests.cards import catalogue
 from prect.train.config import load_config, parse_config, presets
+from prect.train.recipes import recipe
 from prect.train.schedule import learning_rate
 
 
@@ -108,3 +110,83 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
     optim = load_config("voco-b").optim
     rates = [learning_rate(step, optim) for step in (0, 2499, 4999, 5000, 127_500, 249_999)]
     assert rates == pytest.approx([2e-8, 5e-5, 1e-4, 1e-4, 5e-5, 0], abs=1e-9)
+
+
+def test_voco_b_shows_what_its_recipe_says() -> None:
+    config, shown = load_config("voco-b"), recipe("v2-global")
+    assert (config.view, config.crops, config.augment) == (shown.view, shown.crops, shown.augment)
+
+
+def test_recipe_replaces_sections_and_leaves_the_rest(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('recipe = "v2-chest"\n[view]\nalign = true\n[optim]\nlr = 0.5\n')
+    config = load_config("voco-b", file, ["view.foreground=0.2"])
+    chest = recipe("v2-chest").view
+    assert config.view == chest.model_copy(update={"align": True, "foreground": 0.2})
+    assert config.optim.lr == 0.5
+    assert config.optim.warmup_steps == 5000
+    # What is set beside a recipe holds, wherever the recipe stands.
+    sets = ["view.align=true", "recipe=v2-abdomen"]
+    for overrides in (sets, sets[::-1]):
+        view = load_config("voco-b", file, overrides).view
+        assert view == recipe("v2-abdomen").view.model_copy(update={"align": True})
+
+
+def test_file_may_begin_from_a_preset(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('preset = "voco-b"\n[optim]\nlr = 0.5\n')
+    config, base = load_config(file=file), load_config("voco-b")
+    assert config.run.name == "mine"
+    assert config.network == base.network
+    assert config.optim == base.optim.model_copy(update={"lr": 0.5})
+
+
+def test_mix_of_version_2_knows_every_data_set_of_the_catalogue() -> None:
+    config = load_config("voco-b-mix")
+    named = {"abdomen": ("v2-abdomen", 8), "head-neck": ("v2-global", 8), "chest": ("v2-chest", 1)}
+    cards = {card.name: card.recipe for card in catalogue() if card.recipe}
+    assert set(config.data.recipes) == set(cards)
+    for name, card_recipe in cards.items():
+        shown, weight = named[card_recipe]
+        assert config.data.recipes[name] == shown
+        assert config.data.weights.get(name, 1) == weight
+
+
+def test_preset_keeps_what_it_says_of_the_data_sets_in_use() -> None:
+    sets = ["data.datasets=['BTCV', 'LUNA16', 'mine']"]
+    config = load_config("voco-b-mix", overrides=sets)
+    assert config.data.weights == {"BTCV": 8}
+    assert config.data.recipes == {"BTCV": "v2-abdomen", "LUNA16": "v2-chest"}
+    assert config.view_of("BTCV").spacing == (1.5, 1.5, 1.5)
+    assert config.view_of("mine") == config.view
+    with pytest.raises(ConfigError, match=r"data\.weights names LUNA, .*did you mean LUNA16"):
+        load_config("voco-b-mix", overrides=[*sets, "data.weights.LUNA=2"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["recipe=v2-chst"], r"recipe 'v2-chst' does not exist.*did you mean v2-chest"),
+        (["recipe=3"], "recipe: must be the name of a recipe, not 3"),
+        (["data.recipes.a=v2-abdomn"], "did you mean v2-abdomen"),
+        (["data.recipes.a=v1"], r"data\.recipes\.a: the grid of v1 is \(384, 384, 96\)"),
+        (["recipe=patch", "data.recipes.a=patches"], r"view\.patches 4, the run has 1"),
+        (
+            ["recipe=v2-abdomen", "view.patches=2", "data.recipes.a=v2-global"],
+            "whole volumes, which have one place only",
+        ),
+        (["data.weights.a=0"], r"data\.weights\.a: .*greater than 0"),
+        (["data.datasets=['a']", "data.weights.b=2"], r"data\.weights names b, which"),
+        (["view.align=true"], "kind 'whole' has align"),
+        (["view.foreground=0.5"], "kind 'whole' has foreground"),
+        (["view.patches=2", "view.align=true"], "kind 'whole' has align or patches"),
+        (["view.foreground=1.5"], r"view\.foreground: .*less than or equal to 1"),
+        (["crops.resize=[60, 64, 64]"], r"crops of .60, 64, 64. voxels .*multiples of 32"),
+        (["data.prefetch_mib=0"], r"data\.prefetch_mib: "),
+        (["data.max_damaged=1.1"], r"data\.max_damaged: "),
+        (["data.on_damage=skip"], r"data\.on_damage: .*quarantine"),
+    ],
+)
+def test_bad_sources_and_views_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config("voco-b", overrides=overrides)

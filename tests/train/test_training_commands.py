@@ -48,10 +48,15 @@ def test_train_export_and_replay(workspace: Workspace, config_file: str) -> None
     again = call(workspace, "export", checkpoint, str(target), "--force", "--json")
     assert json.loads(again.stdout)["step"] == 2
 
+    dry = call(workspace, "replay", "--run", "mine", "--step", "1", "--dry-run", "--json")
+    assert not (workspace.run("mine") / "replay").exists()
     replayed = json.loads(
         call(workspace, "replay", "--run", "mine", "--step", "1", "--json").stdout
     )
     assert len(replayed["samples"]) == 2
+    assert json.loads(dry.stdout) == replayed | {"dry_run": True}
+    case = replayed["samples"][1]["case"]
+    assert f"sample 1: toy/{case}, box from (0 0 0) mm" in dry.stderr.replace("\n", " ")
     assert (workspace.run("mine") / "replay" / "step-00000001.png").stat().st_size > 0
 
 
@@ -64,6 +69,7 @@ def test_dry_run_plans_and_writes_nothing(workspace: Workspace, config_file: str
     assert plan["config"]["optim"]["max_steps"] == 7
     assert plan["global_batch"] == 4
     assert plan["crops_per_step"] == 4 * (2 + 4)
+    assert plan["reading"] == "reading in the training process"
     assert plan["train_volumes"] + plan["heldout_volumes"] == 9
     assert not workspace.runs.exists()
 
