@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from prect import __version__
-from prect.cli import build, data, datasets, ingest, stores, training, verify
+from prect.cli import benchmark, build, data, datasets, ingest, stores, training, verify
 from prect.cli.console import ExitCode, console
 from prect.errors import PrectError
 
@@ -49,6 +49,7 @@ app.command("status")(data.status)
 app.command("train")(training.train)
 app.command("export")(training.export)
 app.command("replay")(training.replay)
+app.command("benchmark-io")(benchmark.benchmark_io)
 
 
 def main() -> None:

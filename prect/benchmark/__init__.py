@@ -1,0 +1,1 @@
+"""What reading costs: prect's reader and loader against other libraries, in one run."""
