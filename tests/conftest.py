@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import subprocess
 import sys
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,17 @@ def phantom_workspace(phantom_built: Built) -> Workspace:
 def real_built(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Built:
     """The real files, ingested and stored; not to be changed by a test."""
     return ingest_and_build(tmp_path_factory.mktemp("real"), shared_data, "real")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forkserver_with_libraries() -> None:
+    """Children of all tests are forked from one process that has the libraries already.
+
+    There is one such server in a process, and what it loads is settled by who starts it.
+    """
+    preloaded = ["prect.train.loader", "prect.train.preload", "tests.cache.faults_tools"]
+    multiprocessing.get_context("forkserver").set_forkserver_preload(preloaded)
+    forkserver.ensure_running()
 
 
 def run_prect(*arguments: object, expect: int = 0) -> subprocess.CompletedProcess[str]:

@@ -26,8 +26,13 @@ _FRAME_HEADER = 20
 """Bytes of a blosc frame before its first stream, when it has one block."""
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
-    """Machine code at the first call, without the GIL, kept on disk where there is a place."""
+def _part(function: Callable[..., Any]) -> Any:
+    """A part of the machine code of what calls it."""
+    return njit(nogil=True)(function)
+
+
+def _kept(function: Callable[..., Any]) -> Any:
+    """Machine code that Python calls, without the GIL; kept on disk where there is a place."""
     try:
         return njit(nogil=True, cache=True)(function)
     except RuntimeError:
@@ -114,7 +119,7 @@ _join32, _join16, _join8, _join1 = (_joiner(count) for count in (32, 16, 8, 1))
 _scale32, _scale16, _scale8, _scale1 = (_scaler(count) for count in (32, 16, 8, 1))
 
 
-@_compiled
+@_kept
 def hint(descriptor: Any, index: Any) -> None:
     """Ask the kernel for all ranges at once, neighbours merged."""
     chunks = index.reshape(-1, 2)
@@ -132,7 +137,7 @@ def hint(descriptor: Any, index: Any) -> None:
         _advise(descriptor, begin, end - begin, _WILLNEED)
 
 
-@_compiled
+@_part
 def _word(data: Any, at: Any) -> Any:
     """The little-endian uint32 at a place."""
     value = np.uint32(0)
@@ -141,7 +146,7 @@ def _word(data: Any, at: Any) -> Any:
     return value
 
 
-@_compiled
+@_part
 def _run_length(chunks: Any, first: Any, limit: Any) -> Any:
     """How many bytes from chunk ``first`` on lie in one piece, as far as whole chunks fit."""
     begin = chunks[first, 0]
@@ -153,7 +158,20 @@ def _run_length(chunks: Any, first: Any, limit: Any) -> Any:
     return end - begin
 
 
-@_compiled
+@_part
+def _read_all(descriptor: Any, data: Any, count: Any, offset: Any) -> Any:
+    """Whether ``count`` bytes could be read; some file systems give them in several pieces."""
+    done = np.int64(0)
+    while done < count:
+        place = np.uintp(data.ctypes.data) + np.uintp(done)
+        got = _pread(descriptor, place, np.uintp(count - done), offset + done)
+        if got <= 0:
+            return False
+        done += got
+    return True
+
+
+@_part
 def _check(data: Any, at: Any, length: Any, chunk_bytes: Any) -> Any:
     """The number of a compressed chunk's fault, 0 for none."""
     body = length - _CRC_BYTES
@@ -165,7 +183,7 @@ def _check(data: Any, at: Any, length: Any, chunk_bytes: Any) -> Any:
     return 0
 
 
-@_compiled
+@_part
 def _is_split_lz4(data: Any, at: Any, chunk_bytes: Any) -> Any:
     """Whether a frame is one block of two LZ4 streams: the low bytes, then the high bytes.
 
@@ -176,7 +194,7 @@ def _is_split_lz4(data: Any, at: Any, chunk_bytes: Any) -> Any:
     return data[at + 2] == 0b00100001 and data[at + 3] == 2 and _word(data, at + 8) == chunk_bytes
 
 
-@_compiled
+@_part
 def _split_lz4(data: Any, at: Any, end: Any, planes: Any, needed: Any) -> Any:
     """Decompress the first ``needed`` bytes of both streams into ``planes`` (2, n); 0 or a fault.
 
@@ -201,7 +219,7 @@ def _split_lz4(data: Any, at: Any, end: Any, planes: Any, needed: Any) -> Any:
     return 0
 
 
-@_compiled
+@_part
 def _decompress_whole(data: Any, at: Any, scratch: Any) -> Any:
     """Decompress any blosc frame; 0 or a fault."""
     source = np.uintp(data.ctypes.data) + np.uintp(at)
@@ -210,7 +228,7 @@ def _decompress_whole(data: Any, at: Any, scratch: Any) -> Any:
     return 0 if done == scratch.nbytes else 4
 
 
-@_compiled
+@_part
 def _join_row(source: Any, size: Any, target: Any, width: Any) -> None:
     """Join ``width`` voxels; the last piece may overlap the one before, which is faster than ones.
 
@@ -236,7 +254,7 @@ def _join_row(source: Any, size: Any, target: Any, width: Any) -> None:
         k += piece
 
 
-@_compiled
+@_part
 def _place_split(
     planes: Any, chunk: Any, begin: Any, end: Any, corner: Any, start: Any, out: Any
 ) -> None:
@@ -252,7 +270,7 @@ def _place_split(
             _join_row(low + np.uintp(s), size, target + np.uintp(2 * t), width)
 
 
-@_compiled
+@_part
 def _place_hu(scratch: Any, begin: Any, end: Any, corner: Any, start: Any, out: Any) -> None:
     """Copy the voxels ``begin`` to ``end`` of the level out of the chunk at ``corner``."""
     _, rows, columns = scratch.shape
@@ -271,7 +289,7 @@ def _place_hu(scratch: Any, begin: Any, end: Any, corner: Any, start: Any, out: 
             t_byte += np.uintp(out.shape[2]) * size
 
 
-@_compiled
+@_part
 def _scale_row(source: Any, target: Any, width: Any, window: Any) -> None:
     """HU of ``width`` codes, pieces as in `_join_row`."""
     step, offset, high = window
@@ -291,7 +309,7 @@ def _scale_row(source: Any, target: Any, width: Any, window: Any) -> None:
         k += piece
 
 
-@_compiled
+@_part
 def _place_codes(
     scratch: Any, begin: Any, end: Any, corner: Any, start: Any, window: Any, out: Any
 ) -> None:
@@ -306,7 +324,7 @@ def _place_codes(
             _scale_row(source + np.uintp(s), target + np.uintp(2 * t), end[2] - begin[2], window)
 
 
-@_compiled
+@_kept
 def fill(
     descriptor: Any,
     index: Any,
@@ -343,8 +361,7 @@ def fill(
         if held < 0 or offset < held or offset + length > held + loaded:
             loaded = _run_length(chunks, k, data.size)
             held = offset
-            got = _pread(descriptor, np.uintp(data.ctypes.data), np.uintp(loaded), offset)
-            if got != loaded:
+            if not _read_all(descriptor, data, loaded, offset):
                 return 8 * k + 2
         at = offset - held
         fault = _check(data, at, length, scratch.nbytes)

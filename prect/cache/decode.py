@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import product
@@ -125,7 +126,7 @@ class PythonDecoder:
         if offset < 0:
             return Fault.MISSING
         try:
-            data = os.pread(read.descriptor, length, offset)
+            data = read_all(read.descriptor, length, offset)
         except OSError:
             return Fault.UNREADABLE
         if len(data) != length:
@@ -162,10 +163,26 @@ def _position(read: BoxRead, place: Triple) -> Triple:
     return z, y, x
 
 
+def read_all(descriptor: int, length: int, offset: int) -> bytes:
+    """Bytes of a file, fewer only where it ends; some file systems give them in several pieces.
+
+    Raises:
+        OSError: they cannot be read.
+    """
+    data = b""
+    while len(data) < length:
+        piece = os.pread(descriptor, length - len(data), offset + len(data))
+        if not piece:
+            break
+        data += piece
+    return data
+
+
 def advise(descriptor: int, offset: int, length: int, advice: str) -> None:
     """Give the kernel a hint where there are hints; without them reading is slower, not wrong."""
     if hasattr(os, advice):
-        os.posix_fadvise(descriptor, offset, length, getattr(os, advice))
+        with suppress(OSError):
+            os.posix_fadvise(descriptor, offset, length, getattr(os, advice))
 
 
 def signed_index(index: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ from numcodecs import blosc
 from numpy.typing import NDArray
 
 from prect.cache.compiled import fill, hint
-from prect.cache.decode import RUN_BYTES, BoxRead, ChunkFault, Fault
+from prect.cache.decode import RUN_BYTES, BoxRead, ChunkFault, Fault, PythonDecoder
 from prect.errors import PrectError
 from prect.units import Triple
 
@@ -45,17 +45,36 @@ def _register_all() -> None:
     _register("prect_copy", libc, "memcpy")
 
 
+def _called(function: Any, *arguments: Any) -> Any:
+    """Call a compiled function, and compile it first where that has not been done.
+
+    A full disk, or a quota, can keep the code from being written down. It is there all the same.
+    """
+    try:
+        return function(*arguments)
+    except OSError:
+        return function(*arguments)
+
+
 class CompiledDecoder:
     """One call a box; see `prect.cache.decode.Decoder`."""
 
     @staticmethod
     def prepare() -> None:
-        """Tell the compiler where the C functions are; once in a process, before the first read.
+        """Find the C functions and load the machine code; once in a process.
+
+        Where it was never compiled on this machine, that takes two or three seconds.
 
         Raises:
-            CompiledLoopError: one of them is not to be had.
+            CompiledLoopError: one of the functions is not to be had.
         """
         _register_all()
+        voxel, corner = np.empty((1, 1, 1), dtype=np.int16), (0, 0, 0)
+        nothing = np.full((1, 1, 1, 2), -1, dtype=np.int64)
+        box, window = (corner,) * 5, (np.int16(1),) * 3
+        planes, data = np.empty((2, 1), dtype=np.uint8), np.empty(1, dtype=np.uint8)
+        _called(hint, np.int32(-1), nothing)
+        _called(fill, np.int32(-1), nothing, (0, 0), box, window, voxel, planes, data, voxel)
 
     def __init__(self) -> None:
         self._scratch: NDArray[Any] = np.empty((0, 0, 0), dtype=np.int16)
@@ -64,10 +83,17 @@ class CompiledDecoder:
 
     def hint(self, read: BoxRead) -> None:
         """See `prect.cache.decode.Decoder.hint`."""
-        hint(np.int32(read.descriptor), read.index)
+        _called(hint, np.int32(read.descriptor), read.index)
 
     def fill(self, read: BoxRead, rows: range) -> ChunkFault | None:
         """See `prect.cache.decode.Decoder.fill`."""
+        fault = self._fill(read, rows)
+        if fault is not None and fault.fault is Fault.UNREADABLE:
+            # Machine code cannot tell an interrupted call from a broken disk; Python can.
+            return PythonDecoder().fill(read, rows)
+        return fault
+
+    def _fill(self, read: BoxRead, rows: range) -> ChunkFault | None:
         intensity = read.intensity
         if self._scratch.shape != read.chunk or self._scratch.dtype != intensity.dtype:
             self._scratch = np.empty(read.chunk, dtype=intensity.dtype)
@@ -75,15 +101,15 @@ class CompiledDecoder:
         longest = int(read.index[..., 1].max())
         if longest > self._data.size:
             self._data = np.empty(longest, dtype=np.uint8)
+        window = (intensity.step, intensity.low - intensity.step, intensity.high)
         code = int(
-            fill(
+            _called(
+                fill,
                 np.int32(read.descriptor),
                 read.index,
                 (rows.start, rows.stop),
                 (read.first, read.low, read.high, read.start, read.chunk),
-                tuple(
-                    map(np.int16, (intensity.step, intensity.low - intensity.step, intensity.high))
-                ),
+                tuple(map(np.int16, window)),
                 self._scratch,
                 self._planes,
                 self._data,

@@ -8,11 +8,12 @@ in forked and spawned processes alike.
 
 from __future__ import annotations
 
+import operator
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from prect.cache.decode import (
     Decoder,
     PythonDecoder,
     advise,
+    read_all,
     signed_index,
 )
 from prect.cache.format import (
@@ -50,6 +52,9 @@ if TYPE_CHECKING:
     from prect.workspace import Workspace
 
 _GROUP_FILE = "zarr.json"
+_FINEST_SHARD = f"0/{SHARD_KEY}"
+_INDEX_BYTES = 64 * 1024
+"""The index of a volume of 512 x 340 x 340 voxels in the usual chunks."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +73,11 @@ def best_decoder() -> Callable[[], Decoder]:
     # Imported at the first read: numba is heavy, and who only looks at attributes needs none.
     try:
         from prect.cache.native import CompiledDecoder, CompiledLoopError  # noqa: PLC0415
-    except ImportError:
+    except (ImportError, OSError):  # not installed, or its libraries cannot be loaded
         return PythonDecoder
     try:
         CompiledDecoder.prepare()
-    except CompiledLoopError:
+    except (CompiledLoopError, OSError):
         return PythonDecoder
     return CompiledDecoder
 
@@ -83,6 +88,12 @@ def _threads(process: int, count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix=f"prect-read-{process}")
 
 
+def _integers(numbers: Triple) -> Triple:
+    """The same as Python's own: the compiled loop would be compiled anew for numpy's types."""
+    z, y, x = (operator.index(number) for number in numbers)
+    return z, y, x
+
+
 class _Shard:
     """One open shard file and its index."""
 
@@ -90,6 +101,7 @@ class _Shard:
         self.case = case
         self.number = number
         self.grid = level_grid(level)
+        self.descriptor = -1
         try:
             self.descriptor = os.open(
                 f"{level.path}/{SHARD_KEY}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder
@@ -99,7 +111,7 @@ class _Shard:
         try:
             self.index = self._read_index(level.shard_bytes)
         except BaseException:
-            os.close(self.descriptor)
+            self.close()
             raise
         # Chunks are picked here and there: reading ahead would fetch what nobody asked for.
         advise(self.descriptor, 0, 0, "POSIX_FADV_RANDOM")
@@ -109,15 +121,19 @@ class _Shard:
         if size != expected_bytes:
             raise self.error(None, f"{size} bytes long, {expected_bytes} were written")
         length = index_bytes(self.grid)
-        table = os.pread(self.descriptor, length, size - length)
+        try:
+            table = read_all(self.descriptor, length, size - length)
+        except OSError as error:
+            raise self.error(None, f"the index cannot be read ({error.strerror})") from error
         body, check = table[:-CRC_BYTES], table[-CRC_BYTES:]
         if google_crc32c.value(body) != int.from_bytes(check, "little"):
             raise self.error(None, "the index does not match its checksum")
         stored = np.frombuffer(body, dtype="<u8").reshape(*self.grid, 2)
         index = signed_index(stored.astype(np.uint64))
-        present = index[index[..., 0] >= 0]
-        ends = present[:, 0] + present[:, 1]
-        if (present[:, 1] <= CRC_BYTES).any() or (ends > size - length).any():
+        offset, count = index[index[..., 0] >= 0].T
+        # Compared so that no sum can overflow, whatever the numbers are.
+        sound = (count > CRC_BYTES) & (count <= size - length) & (offset <= size - length - count)
+        if not sound.all() or (index[..., 0] < -1).any():
             raise self.error(None, "the index points outside of the chunks")
         return index
 
@@ -125,7 +141,37 @@ class _Shard:
         return ChunkError(self.case, self.number, chunk, detail)
 
     def close(self) -> None:
-        os.close(self.descriptor)
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        # Who drops a data set or a pool of readers does not think of its files.
+        self.close()
+
+
+def _hint_index(store: Path) -> None:
+    """Let the index of level 0 come from the device while the attributes are read and parsed."""
+    with suppress(OSError):  # whatever is wrong will be met, and said, by who reads
+        descriptor = os.open(store / _FINEST_SHARD, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            end = os.fstat(descriptor).st_size
+            advise(descriptor, max(0, end - _INDEX_BYTES), _INDEX_BYTES, "POSIX_FADV_WILLNEED")
+        finally:
+            os.close(descriptor)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int]:
+    # A file system gives the number of a deleted file to the next one.
+    return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
+def _identity_in(folder: int) -> tuple[int, int, int] | None:
+    """What tells the attributes in a folder from others that take their place."""
+    try:
+        return _identity(os.stat(_GROUP_FILE, dir_fd=folder))
+    except FileNotFoundError:
+        return None
 
 
 def _read_group(store: Path, folder: int | None = None) -> tuple[bytes, tuple[int, int, int]]:
@@ -141,9 +187,7 @@ def _read_group(store: Path, folder: int | None = None) -> tuple[bytes, tuple[in
     try:
         path = store / _GROUP_FILE if folder is None else Path(_GROUP_FILE)
         with open(path, "rb", opener=partial(os.open, dir_fd=folder)) as file:
-            status = os.fstat(file.fileno())
-            # A file system gives the number of a deleted file to the next one.
-            return file.read(), (status.st_dev, status.st_ino, status.st_mtime_ns)
+            return file.read(), _identity(os.fstat(file.fileno()))
     except OSError as error:
         raise StoreError(f"no store at {store} ({error.strerror})") from error
 
@@ -168,6 +212,7 @@ class StoreReader:
         decoder: Callable[[], Decoder] | None = None,
     ) -> None:
         self.path = Path(path)
+        _hint_index(self.path)
         text, self._identity = _read_group(self.path)
         self.attributes = parse_group(text, str(self.path))
         if expected_profile not in (None, self.attributes.profile_digest):
@@ -185,6 +230,8 @@ class StoreReader:
         self._shards: dict[int, _Shard] = {}
         self._decoder = decoder
         self._decoders: list[Decoder] = []
+        self.failed = False
+        """Whether a read has failed: the store may have been replaced or repaired since."""
 
     @classmethod
     def of(cls, workspace: Workspace, row: CacheRow) -> StoreReader:
@@ -231,13 +278,15 @@ class StoreReader:
         """
         if not 0 <= level < len(self.levels):
             raise StoreError(f"{self.path} has no level {level}, it has {len(self.levels)} levels")
+        shape = _integers(shape)
         if out is None:
             out = np.empty(shape, dtype=np.int16)
-        elif out.shape != tuple(shape) or out.dtype != np.int16 or not out.flags.carray:
+        elif out.shape != shape or out.dtype != np.int16 or not out.flags.carray:
             raise StoreError(
                 f"out must be int16 of shape {shape}, C-ordered and writeable; it is {out.dtype} "
                 f"of shape {out.shape}"
             )
+        start = _integers(start)
         full = self.levels[level].shape
         low = (max(start[0], 0), max(start[1], 0), max(start[2], 0))
         high = (
@@ -249,7 +298,11 @@ class StoreReader:
         if not inside or any(b - a < n for a, b, n in zip(low, high, shape, strict=True)):
             out.fill(pad)
         if inside:
-            self._fill(self._box(level, low, high, start, out), level, threads)
+            try:
+                self._fill(self._box(level, low, high, start, out), level, threads)
+            except StoreError:
+                self.failed = True
+                raise
         return out
 
     def occupancy(self, level: int) -> NDArray[np.uint8]:
@@ -316,9 +369,9 @@ class StoreReader:
         except OSError as error:
             raise StoreError(f"no store at {self.path} ({error.strerror})") from error
         try:
-            text, found = _read_group(self.path, folder)
-            if found != self._identity:
+            if _identity_in(folder) != self._identity:
                 # A repair writes the same voxels again; their digests say so.
+                text, found = _read_group(self.path, folder)
                 anew = parse_group(text, str(self.path))
                 if (anew.levels, anew.affine, anew.intensity) != (
                     self.attributes.levels,
@@ -367,6 +420,9 @@ class ReaderPool:
         """
         key = Path(path)
         reader = self._open.get(key)
+        if reader is not None and reader.failed:
+            self._open.pop(key).close()
+            reader = None
         if reader is None:
             reader = self._open[key] = StoreReader(key)
             while len(self._open) > self.capacity:

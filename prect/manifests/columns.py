@@ -64,5 +64,19 @@ class StringColumn(Sequence[str]):
     def codes(self) -> tuple[NDArray[np.int32], tuple[str, ...]]:
         """(N,) position of each string among the distinct ones, and those as they first come."""
         known: dict[str, int] = {}
-        codes = [known.setdefault(string, len(known)) for string in self]
-        return np.array(codes, dtype=np.int32), tuple(known)
+        codes = np.empty(len(self), dtype=np.int32)
+        begins = np.flatnonzero(self._differs_from_before())
+        for begin, end in pairwise([*begins.tolist(), len(self)]):
+            codes[begin:end] = known.setdefault(self[begin], len(known))
+        return codes, tuple(known)
+
+    def _differs_from_before(self) -> NDArray[np.bool_]:
+        """(N,) whether a string is another than the one before it; True for the first."""
+        lengths = np.diff(self.offsets)
+        differs = np.ones(len(self), dtype=np.bool_)
+        differs[1:] = lengths[1:] != lengths[:-1]
+        # Of strings as long as the one before, each byte is compared with that a length earlier.
+        row = np.repeat(np.arange(len(self)), np.where(differs, 0, lengths))
+        at = np.flatnonzero(np.repeat(~differs, lengths))
+        differs[row[self.text[at] != self.text[at - lengths[row]]]] = True
+        return differs

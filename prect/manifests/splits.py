@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from heapq import nsmallest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +35,7 @@ def heldout_mask(patients: Sequence[str], share: float, minimum: int = 0) -> NDA
         (N,) bool, True for a held-out row.
     """
     ranks = {patient: patient_rank(patient) for patient in set(patients)}
-    ordered = sorted(ranks, key=lambda patient: (ranks[patient], patient))
     below = sum(rank < share for rank in ranks.values())
-    count = max(below, min(minimum, len(ordered) // 2))
-    heldout = set(ordered[:count])
+    count = max(below, min(minimum, len(ranks) // 2))
+    heldout = set(nsmallest(count, ranks, key=lambda patient: (ranks[patient], patient)))
     return np.array([patient in heldout for patient in patients], dtype=np.bool_)

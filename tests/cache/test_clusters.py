@@ -268,7 +268,6 @@ def test_two_writers_of_one_store_a_reader_and_one_who_clears(tmp_path: Path) ->
             ]
         volumes[attributes.levels[0].shard_digest] = levels
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.cache.test_clusters"])
     begin, end = context.Event(), context.Event()
     writers = [context.Process(target=_store_often, args=(path, n, begin)) for n in (0, 1)]
     clearer = context.Process(target=_clear_often, args=(tmp_path, end))

@@ -9,9 +9,10 @@ import shutil
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -174,6 +175,30 @@ def test_a_flipped_byte_in_any_chunk_raises_and_names_it(
         reader.read(0, (0, 0, 0), (20, 40, 40))
 
 
+CANARY = 0x5A
+GUARDS: list[NDArray[np.uint8]] = []
+"""The bytes around the scratch memory of the decoder made last."""
+
+
+def guarded_array(
+    shape: tuple[int, ...], dtype: type[np.generic]
+) -> tuple[NDArray[Any], tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """An array, and 64 KiB before and behind it that nobody may write to."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.full(size + 2 * 65536, CANARY, dtype=np.uint8)
+    inside = memory[65536:-65536]
+    inside[:] = 0
+    return inside.view(dtype).reshape(shape), (memory[:65536], memory[-65536:])
+
+
+def guarded_decoder(kind: Callable[[], Decoder]) -> Decoder:
+    made: Any = kind()
+    made._scratch, scratch = guarded_array((8, 16, 16), np.int16)
+    made._planes, planes = guarded_array((2, 8 * 16 * 16), np.uint8)
+    GUARDS[:] = [*scratch, *planes]
+    return made  # type: ignore[no-any-return]
+
+
 @settings(
     deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -194,12 +219,13 @@ def test_a_frame_that_lies_with_a_right_checksum_does_no_harm(
         frame[at] = data.draw(st.integers(0, 255))
     shard.frames[0] = bytes(frame)
     edit_shard(path, 0, shard.data())
-    with StoreReader(path, decoder=decoder) as reader:
-        try:
-            read = reader.read(0, (0, 0, 0), (8, 16, 16))
-        except ChunkError:
-            return
-    assert read.shape == (8, 16, 16)
+    guarded, around = guarded_array((8, 16, 16), np.int16)
+    with (
+        StoreReader(path, decoder=partial(guarded_decoder, decoder)) as reader,
+        suppress(ChunkError),
+    ):
+        reader.read(0, (0, 0, 0), (8, 16, 16), out=guarded)
+    assert all((edge == CANARY).all() for edge in (*around, *GUARDS))
 
 
 def test_a_shard_cut_short_while_it_is_open(tmp_path: Path, decoder: Callable[[], Decoder]) -> None:
@@ -216,11 +242,12 @@ def test_an_index_that_points_outside_of_the_chunks(tmp_path: Path) -> None:
     path = tmp_path / "case.ome.zarr"
     write_store(path, random_hu((32, 32, 32)), levels=1)
     shard = Shard(path, 0)
-    entries = shard.entries()
-    entries[3] = (entries[3][0], 1 << 40)
-    edit_shard(path, 0, shard.data(entries))
-    with StoreReader(path) as reader, pytest.raises(ChunkError, match="points outside"):
-        reader.read(0, (0, 0, 0), (1, 1, 1))
+    for wrong in ((0, 1 << 40), (1 << 62, 1 << 62), (1 << 63, 100), (0, (1 << 64) - 1), (0, 4)):
+        entries = shard.entries()
+        entries[3] = wrong
+        edit_shard(path, 0, shard.data(entries))
+        with StoreReader(path) as reader, pytest.raises(ChunkError, match="points outside"):
+            reader.read(0, (0, 0, 0), (1, 1, 1))
 
 
 def test_chunks_in_another_order_with_gaps_read_the_same(
@@ -259,13 +286,50 @@ def test_a_buffer_that_cannot_be_filled_is_refused(tmp_path: Path, out: NDArray[
         reader.read(0, (0, 0, 0), (4, 4, 4), out=out)
 
 
-def test_no_thread_starts_unless_asked(tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted there")
+def test_no_thread_starts_unless_asked(tmp_path: Path, decoder: Callable[[], Decoder]) -> None:
     path = tmp_path / "case.ome.zarr"
-    write_store(path, random_hu((64, 64, 64)), levels=1)
-    before = threading.active_count()
-    with StoreReader(path) as reader:
+    # Chunks of many blocks, which c-blosc would share out among threads of its own.
+    write_store(path, random_hu((64, 64, 64)), chunk=(64, 64, 64), codec=Codec(blocksize=4096))
+
+    def threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    with StoreReader(path, decoder=decoder) as reader:
+        before = threads()
         reader.read(0, (0, 0, 0), (64, 64, 64))
-        assert threading.active_count() == before
+        assert threads() == before
+        reader.read(0, (0, 0, 0), (64, 64, 64), threads=2)
+        assert threads() >= before
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "case.ome.zarr"
+    volume = random_hu((20, 20, 20))
+    write_store(path, volume, levels=1)
+    start: Any = tuple(np.array([1, -2, 3], dtype=np.int32))
+    shape: Any = tuple(np.array([4, 5, 6]))
+    with StoreReader(path) as reader:
+        read = reader.read(0, start, shape)
+        np.testing.assert_array_equal(read, expected(volume, (1, -2, 3), (4, 5, 6), -1024))
+        with pytest.raises(TypeError, match="float"):
+            reader.read(0, (0.5, 0, 0), (4, 4, 4))  # type: ignore[arg-type]
+
+
+def test_a_pool_opens_anew_what_could_not_be_read(tmp_path: Path) -> None:
+    path, kept = tmp_path / "case.ome.zarr", tmp_path / "kept"
+    volume = random_hu((32, 32, 32))
+    write_store(path, volume, levels=1)
+    shutil.copytree(path, kept)
+    with (path / "0" / "c.0.0.0").open("r+b") as file:
+        file.write(b"damaged")
+    pool = ReaderPool()
+    with pytest.raises(ChunkError, match="checksum"):
+        pool.get(path).read(0, (0, 0, 0), (32, 32, 32))
+    path.rename(tmp_path / "broken")
+    kept.rename(path)  # as a repair does
+    np.testing.assert_array_equal(pool.get(path).read(0, (0, 0, 0), (32, 32, 32)), volume)
+    pool.close()
 
 
 def read_sum(path: Path, threads: int) -> int:
@@ -355,6 +419,17 @@ def test_a_store_that_was_repaired_is_read_on(tmp_path: Path) -> None:
             reader.read(2, (0, 0, 0), (8, 8, 8))
 
 
+def test_a_reader_that_is_dropped_closes_its_files(tmp_path: Path) -> None:
+    path = tmp_path / "case.ome.zarr"
+    write_store(path, random_hu((16, 16, 16)))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    pool = ReaderPool()
+    pool.get(path).read(0, (0, 0, 0), (4, 4, 4))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before + 1
+    del pool
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 def report_of(path: Path, before: str, **environment: str) -> list[object]:
     """The decoder's name and the sum of a small store, from a process of its own."""
     code = (
@@ -381,6 +456,14 @@ def test_where_numba_is_missing_or_cannot_keep_its_code(tmp_path: Path) -> None:
     write_store(path, volume, levels=1)
     total = int(volume.astype(np.int64).sum())
     assert report_of(path, "sys.modules['numba'] = None") == ["PythonDecoder", total]
+    # A disk that takes no more: what was compiled cannot be written down.
+    full = (
+        "import errno; from numba.core import caching; "
+        "caching.Cache.save_overload = caching.FunctionCache.save_overload = "
+        "lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, 'full'))"
+    )
+    elsewhere = {"NUMBA_CACHE_DIR": str(tmp_path / "numba")}
+    assert report_of(path, full, **elsewhere) == ["CompiledDecoder", total]
     # The only place that may be asked for has no folder: nothing can be kept.
     nowhere = {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator", "NUMBA_CACHE_DIR": ""}
     assert report_of(path, "pass", **nowhere) == ["CompiledDecoder", total]

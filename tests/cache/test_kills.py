@@ -183,7 +183,6 @@ def test_a_writer_killed_at_every_step(tmp_path: Path) -> None:
     collection.assert_undisturbed(counted)
     # Forked from a process that has the libraries and no thread.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.cache.faults_tools"])
     seen: Counter[str] = Counter()
     for at, name in enumerate(steps.names):
         workspace = collection.fresh(tmp_path / str(at))

@@ -15,7 +15,6 @@ from prect.cache.rows import stored_row
 from prect.cache.writer import StoreWriter
 from prect.manifests.stores import CacheRow, write_cache_rows
 from prect.train.config import TrainConfig, parse_config
-from prect.train.loader import worker_context
 from prect.workspace import Workspace
 
 DATASET = "toy"
@@ -71,12 +70,6 @@ def write_toy_store(
             )
         )
     return stored_row(workspace.store(DATASET, case))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def preloaded_server() -> None:
-    """Workers of all tests, whoever starts the first, are forked from a process that has torch."""
-    worker_context()
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,20 @@ def workers() -> set[psutil.Process]:
     return {process for process in children if process.name() == "pt_data_worker"}
 
 
+def shared_files(family: Iterable[psutil.Process]) -> set[Path]:
+    """Files in shared memory, with a name, that some processes have mapped.
+
+    Other tests run at the same time, so what else lies there tells nothing.
+    """
+    mapped = {mapping.path for process in family for mapping in process.memory_maps()}
+    return {Path(path) for path in mapped if path.startswith(f"{SHARED}/") and Path(path).exists()}
+
+
 def held(others: set[psutil.Process]) -> tuple[int, dict[int, int], int]:
     """Unique memory, bytes, and open files of this process and its new workers; shared files."""
     family = [psutil.Process(), *(workers() - others)]
     memory = sum(process.memory_full_info().uss for process in family)
-    return memory, {p.pid: p.num_fds() for p in family}, len(list(SHARED.iterdir()))
+    return memory, {p.pid: p.num_fds() for p in family}, len(shared_files(family))
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more than cores
@@ -83,7 +93,6 @@ def test_ctrl_c_leaves_no_process_and_no_shared_memory(
     """The group is what a terminal interrupts; a scheduler interrupts the process."""
     script = tmp_path / "loads.py"
     script.write_text(LOADS_FOR_EVER)
-    before = set(SHARED.iterdir())
     with subprocess.Popen(
         [sys.executable, str(script), str(stores.root)],
         stdout=subprocess.PIPE,
@@ -95,6 +104,8 @@ def test_ctrl_c_leaves_no_process_and_no_shared_memory(
         assert process.stdout.readline() == "reading\n"
         family = psutil.Process(process.pid).children(recursive=True)
         assert sum(p.name() == "pt_data_worker" for p in family) == 2
+        shared = shared_files([psutil.Process(process.pid), *family])
+        assert shared  # locks of the queues at least
         if whom == "group":
             os.killpg(process.pid, signal.SIGINT)
         else:
@@ -103,6 +114,6 @@ def test_ctrl_c_leaves_no_process_and_no_shared_memory(
     alive = psutil.wait_procs(family, timeout=20)[1]
     assert not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     deadline = time.monotonic() + 5
-    while (left := set(SHARED.iterdir()) - before) and time.monotonic() < deadline:
+    while (left := {path for path in shared if path.exists()}) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left
