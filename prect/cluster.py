@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _JOBS_AHEAD = 2
 """Jobs in the scheduler for each worker: one at work, one waiting."""
+_STARTS = 3
+"""Times that local workers are started before they are given up."""
 _DEATHS_ALLOWED = 1
 """A job whose worker dies is tried once more."""
 _GIVEN_UP_AFTER = "5 minutes"
@@ -149,14 +151,25 @@ def _local(workers: int, dashboard_address: str) -> LocalCluster:
     _start_tracker()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
-        return LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            memory_limit=None,
-            dashboard_address=dashboard_address,
-            silence_logs=logging.CRITICAL,
-        )
+        failures = 0
+        while True:
+            try:
+                return LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    memory_limit=None,
+                    dashboard_address=dashboard_address,
+                    silence_logs=logging.CRITICAL,
+                )
+            except RuntimeError as error:
+                # A worker that is killed while it starts takes all of them along.
+                failures += 1
+                if failures == _STARTS:
+                    raise ClusterError(
+                        f"{workers} worker processes could not be started ({error}); memory may be "
+                        "short: ask for fewer with --workers"
+                    ) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

@@ -14,6 +14,7 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
+import distributed
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -213,6 +214,29 @@ def test_local_workers_that_dask_has_given_up_are_replaced(
 
 
 @pytest.mark.slow
+def test_workers_that_die_while_they_start_are_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = distributed.LocalCluster
+    attempts: list[int] = []
+
+    def first_fails(**options: Any) -> distributed.LocalCluster:
+        attempts.append(options["n_workers"])
+        if len(attempts) % fails_until:
+            raise RuntimeError("Nanny failed to start.")
+        return whole(**options)
+
+    monkeypatch.setattr(distributed, "LocalCluster", first_fails)
+    fails_until = 2
+    with cluster(1) as client:
+        assert client.submit(abs, -3).result() == 3
+    assert attempts == [1, 1]
+    fails_until = 100
+    with pytest.raises(ClusterError, match=r"1 worker processes could not be started"), cluster(1):
+        pass
+    assert len(attempts) == 2 + 3
+
+
 def test_two_deadly_volumes_among_ten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prect.cache.build.convert", _die)
     workspace = ten_with_two_deadly(tmp_path)
