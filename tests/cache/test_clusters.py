@@ -217,10 +217,10 @@ def test_local_workers_that_dask_has_given_up_are_replaced(
 def test_workers_that_die_while_they_start_are_started_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = distributed.LocalCluster
+    whole: Any = distributed.LocalCluster
     attempts: list[int] = []
 
-    def first_fails(**options: Any) -> distributed.LocalCluster:
+    def first_fails(**options: Any) -> Any:
         attempts.append(options["n_workers"])
         if len(attempts) % fails_until:
             raise RuntimeError("Nanny failed to start.")
