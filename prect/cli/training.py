@@ -69,6 +69,7 @@ def train(
 ) -> None:
     """Pre-train an encoder from stores, and measure it on held-out patients."""
     from prect.train.config import load_config
+    from prect.workspace import Workspace
 
     overrides = list(settings or [])
     if max_steps is not None:
@@ -77,7 +78,9 @@ def train(
     if resume not in ("auto", "never"):
         resume = str(_run_path(resume, workspace))
     if dry_run:
-        _dry_run(resolved, workspace, _world(gpus, procs), resume, as_json)
+        gpus = _present_gpus() if gpus is None else gpus
+        plan = _plan(resolved, Workspace(workspace), gpus, procs, resume)
+        _show_plan(plan, resolved, as_json)
         return
     # OpenMP threads that spin while they wait take the cores from the workers that read, and
     # from whatever else runs; it must be said before torch is loaded.
@@ -259,12 +262,14 @@ def _print_summary(summary: Mapping[str, Any]) -> None:
     if summary["quarantined"]:
         damaged = ", ".join("/".join(case) for case in summary["quarantined"])
         console.print(f"[yellow]{len(summary['quarantined'])} volumes could not be read: {damaged}")
+    if summary["worker_restarts"]:
+        console.print(
+            f"[yellow]reading processes died and were started again {summary['worker_restarts']} "
+            f"times: {summary['folder']}/quarantine-rank*.jsonl"
+        )
 
 
-def _dry_run(config: TrainConfig, workspace: str, world: int, resume: str, as_json: bool) -> None:
-    from prect.workspace import Workspace
-
-    plan = _plan(config, Workspace(workspace), world, resume)
+def _show_plan(plan: dict[str, Any], config: TrainConfig, as_json: bool) -> None:
     console.print_json(data=plan["config"])
     parameters = plan["parameters"]
     console.print(
@@ -283,7 +288,10 @@ def _dry_run(config: TrainConfig, workspace: str, world: int, resume: str, as_js
         emit_json(plan)
 
 
-def _plan(config: TrainConfig, workspace: Workspace, world: int, resume: str) -> dict[str, Any]:
+def _plan(
+    config: TrainConfig, workspace: Workspace, gpus: int, procs: int, resume: str
+) -> dict[str, Any]:
+    """What a run would be; it may ask for more GPUs than are here."""
     import torch
 
     from prect.train.data import open_data
@@ -296,7 +304,7 @@ def _plan(config: TrainConfig, workspace: Workspace, world: int, resume: str) ->
     encoder = describe_encoder(config.network)
     with torch.device("meta"):
         heads = build_objective(config.objective, config.crops, encoder.embedding)
-    global_batch = config.data.batch_size * world
+    global_batch = config.data.batch_size * (gpus or procs)
     samples = len(data.sampler(config))
     folder = RunFolder(workspace.run(config.run.name))
     start = starting_point(folder, resume, config, data.table.digest, global_batch)
@@ -314,7 +322,7 @@ def _plan(config: TrainConfig, workspace: Workspace, world: int, resume: str) ->
         "heldout_volumes": len(data.rows["heldout"]),
         "steps_per_epoch": -(-samples // global_batch),
         "epochs": config.optim.max_steps * global_batch / samples,
-        "reading": plan_prefetch(config, data.geometry, data.names.sources).describe(),
+        "reading": plan_prefetch(config, data.geometry, data.names, pin_memory=gpus > 0).describe(),
     }
 
 
@@ -333,11 +341,6 @@ def _present_gpus() -> int:
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def _world(gpus: int | None, procs: int) -> int:
-    """Processes of a run; a dry run may ask for more GPUs than are here."""
-    return (_present_gpus() if gpus is None else gpus) or procs
 
 
 def _leads() -> bool:

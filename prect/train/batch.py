@@ -64,23 +64,26 @@ def show(batch: RawBatch, grid: tuple[int, int, int]) -> torch.Tensor:
     shape = grid[::-1]
     groups = _equal_shapes(batch.shapes)
     if len(groups) == 1:
-        regions = batch.voxels.view(len(batch), *batch.shapes[0])
-        return _shown(regions, low, span, shape).permute(0, 3, 2, 1)
+        images = batch.voxels.view(len(batch), *batch.shapes[0]).float()
+        return _shown(images, low, span, shape).permute(0, 3, 2, 1)
     alone = batch.regions
     shown = torch.empty(len(batch), *shape, device=batch.voxels.device)
     for members in groups:
         # An index of several numbers would have to be sent to the device, which then waits.
-        regions, lows, spans = (torch.stack([t[i] for i in members]) for t in (alone, low, span))
-        for i, image in zip(members, _shown(regions, lows, spans, shape), strict=True):
+        lows, spans = (torch.stack([t[i] for i in members]) for t in (low, span))
+        images = torch.empty(len(members), *batch.shapes[members[0]], device=shown.device)
+        for image, i in zip(images, members, strict=True):
+            image.copy_(alone[i])
+        for image, i in zip(_shown(images, lows, spans, shape), members, strict=True):
             shown[i] = image
     return shown.permute(0, 3, 2, 1)
 
 
 def _shown(
-    regions: torch.Tensor, low: torch.Tensor, span: torch.Tensor, shape: tuple[int, int, int]
+    images: torch.Tensor, low: torch.Tensor, span: torch.Tensor, shape: tuple[int, int, int]
 ) -> torch.Tensor:
-    """(n, *shape) in the window, from (n, z, y, x) HU."""
-    images = regions.float().sub_(low).div_(span).clamp_(0, 1)
+    """(n, *shape) in the window, from (n, z, y, x) float32 HU, which is overwritten."""
+    images.sub_(low).div_(span).clamp_(0, 1)
     return resize(images[:, None], shape)[:, 0]
 
 

@@ -154,6 +154,7 @@ class BatchMemory:
         position = self._turn % len(self._slots)
         slot = self._slots[position]
         if slot is None or len(slot) < count:
+            slot = self._slots[position] = None  # given back before more is asked for
             slot = self._slots[position] = self._fresh(count)
         return slot[:count]
 

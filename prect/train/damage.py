@@ -3,25 +3,39 @@
 Under ``data.on_damage = "quarantine"`` a sample whose store is missing or damaged is replaced by
 the next index of the stream that reads. Which one that is depends on the stores alone, so every
 world size and every number of workers replaces it by the same. Each rank writes what it met to a
-file of its own::
+file of its own, and each time that its workers had to be started again::
 
     runs/<name>/quarantine-rank<R>.jsonl    one object a line, flushed to disk
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from prect.errors import ChunkError, StoreError, TrainingError
+from prect.errors import ChunkError, PrectError, StoreError, TrainingError
+from prect.train.sampling import Domain
 from prect.units import Triple
 
-Domain = Literal["train", "heldout"]
+_Error = TypeVar("_Error", bound=PrectError)
+OnDamage = Literal["raise", "quarantine"]
 _NAMED_CASES = 10
+_FILES = "files are open; allow more (ulimit -n) or lower data.open_stores"
+_MEMORY = "memory is in use; lower data.workers, data.batch_size or data.prefetch_mib"
+_SPACE = "space is in use on a device; make room there"
+_USED_UP = {
+    errno.EMFILE: f"as many {_FILES}",
+    errno.ENFILE: f"on this machine as many {_FILES}",
+    errno.ENOMEM: f"all {_MEMORY}",
+    errno.ENOSPC: f"all {_SPACE}",
+    errno.EDQUOT: f"all your {_SPACE}",
+}
+"""Errors that tell of this process and its machine, not of a store."""
 
 
 class UnreadableError(Exception):
@@ -70,32 +84,63 @@ class Incident:
         """As one line of a record."""
         return json.dumps({"step": self.step, "domain": self.domain, **asdict(self.damage)}) + "\n"
 
-    @classmethod
-    def parse(cls, line: str) -> Incident | None:
-        """The incident of a line; None for a line that a crash cut off."""
-        try:
-            fields: dict[str, Any] = json.loads(line)
-            step, domain = int(fields.pop("step")), fields.pop("domain")
-            chunk = fields.pop("chunk")
-            return cls(step, domain, Damage(**fields, chunk=tuple(chunk) if chunk else None))
-        except (ValueError, KeyError, TypeError):
-            return None
+
+@dataclass(frozen=True)
+class Restart:
+    """The workers of a rank were started again, because one of them had died."""
+
+    step: int
+    """The step that was awaited, counted from 1."""
+    restart: str
+    """How it died."""
+
+    def line(self) -> str:
+        """As one line of a record."""
+        return json.dumps(asdict(self)) + "\n"
+
+
+def _parse(line: str) -> Incident | Restart | None:
+    """What a line of a record tells; None for a line that a crash cut off."""
+    try:
+        fields: dict[str, Any] = json.loads(line)
+        step = int(fields.pop("step"))
+        if "restart" in fields:
+            return Restart(step, **fields)
+        domain, chunk = fields.pop("domain"), fields.pop("chunk")
+        return Incident(step, domain, Damage(**fields, chunk=tuple(chunk) if chunk else None))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _records(folder: Path) -> Iterator[Path]:
+    return folder.glob("quarantine-rank*.jsonl")
+
+
+def _entries(path: Path) -> list[Incident | Restart]:
+    parsed = map(_parse, path.read_text(encoding="utf-8").splitlines())
+    return [entry for entry in parsed if entry is not None]
 
 
 def read_incidents(folder: Path) -> list[Incident]:
-    """What all ranks of a run have recorded, by step and index."""
-    found: list[Incident] = []
-    for path in sorted(folder.glob("quarantine-rank*.jsonl")):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        found += [incident for line in lines if (incident := Incident.parse(line)) is not None]
+    """What all ranks of a run could not read, by step and index."""
+    entries = [entry for path in _records(folder) for entry in _entries(path)]
+    found = [entry for entry in entries if isinstance(entry, Incident)]
     return sorted(found, key=lambda incident: (incident.step, incident.damage.index))
+
+
+def read_restarts(folder: Path) -> list[Restart]:
+    """When workers of any rank were started again, by step."""
+    entries = [entry for path in _records(folder) for entry in _entries(path)]
+    found = [entry for entry in entries if isinstance(entry, Restart)]
+    return sorted(found, key=lambda restart: restart.step)
 
 
 class Quarantine:
     """Counts and records the damage that one rank meets; knows that of the others' files.
 
     Args:
-        allowed: distinct cases that may be damaged; one more stops the run.
+        allowed: distinct cases that may be damaged; one more stops the run. What was met before
+            a run was resumed does not count: it may have been repaired, or is met again.
         folder: the run's folder; nothing is written when it is left out.
         rank: number of this process.
     """
@@ -105,23 +150,26 @@ class Quarantine:
         self._folder = folder
         self._rank = rank
         self.cases: set[tuple[str, str]] = set()
-        """Data set and case of all that is known to be damaged."""
+        """Data set and case of all that was replaced, in the whole run."""
+        self.restarts = 0
+        """Times that workers were started again, in the whole run."""
+        self._session: set[tuple[str, str]] = set()
+        self._begin = -1
 
     def rewind(self, step: int, world: int) -> None:
         """Drop what was recorded after ``step``: a resumed run meets it again.
 
-        Each rank sees to its own file, and rank 0 to those of ranks that are no more.
+        Each rank sees to its own file, and rank 0 to those of ranks that are no more. When all
+        have done so, they may `count`.
         """
+        self._begin = step
         if self._folder is None:
             return
-        for path in self._folder.glob("quarantine-rank*.jsonl"):
+        for path in _records(self._folder):
             owner = path.stem.removeprefix("quarantine-rank")
             if owner == str(self._rank) or (self._rank == 0 and int(owner) >= world):
-                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-                found = [Incident.parse(line) for line in lines]
-                kept = [entry.line() for entry in found if entry is not None and entry.step <= step]
+                kept = [entry.line() for entry in _entries(path) if entry.step <= step]
                 _write_whole(path, "".join(kept))
-        self._count()
 
     def record(self, step: int, damages: Sequence[Damage], domain: Domain = "train") -> None:
         """Write what a step met.
@@ -131,15 +179,23 @@ class Quarantine:
         """
         if not damages:
             return
-        incidents = [Incident(step, domain, damage) for damage in damages]
-        self.cases |= {(damage.dataset, damage.case) for damage in damages}
-        if self._folder is not None:
-            self._append(incident.line() for incident in incidents)
-            self._count()
-        check_share(self.cases, self.allowed)
+        cases = {(damage.dataset, damage.case) for damage in damages}
+        known = cases <= self._session
+        self.cases |= cases
+        self._session |= cases
+        self._append(Incident(step, domain, damage).line() for damage in damages)
+        if not known:
+            self.count()
+            check_share(self._session, self.allowed)
+
+    def restarted(self, step: int, cause: BaseException | None) -> None:
+        """Write that workers are started again for the step that is awaited."""
+        self.restarts += 1
+        self._append([Restart(step, str(cause)).line()])
 
     def _append(self, lines: Iterable[str]) -> None:
-        assert self._folder is not None
+        if self._folder is None:
+            return
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"quarantine-rank{self._rank}.jsonl"
         with path.open("a", encoding="utf-8") as file:
@@ -147,10 +203,44 @@ class Quarantine:
             file.flush()
             os.fsync(file.fileno())
 
-    def _count(self) -> None:
-        assert self._folder is not None
-        damages = [incident.damage for incident in read_incidents(self._folder)]
-        self.cases |= {(damage.dataset, damage.case) for damage in damages}
+    def count(self) -> None:
+        """Count again what the files of all ranks hold."""
+        if self._folder is None:
+            return
+        incidents = read_incidents(self._folder)
+        self.cases = _cases(incidents)
+        self._session = _cases(entry for entry in incidents if entry.step > self._begin)
+        self.restarts = len(read_restarts(self._folder))
+
+
+def _cases(incidents: Iterable[Incident]) -> set[tuple[str, str]]:
+    return {(entry.damage.dataset, entry.damage.case) for entry in incidents}
+
+
+def bare(error: _Error) -> _Error:
+    """An error without those it came from, to be sent to another process.
+
+    They may hold the error itself, and where a library has taught pickle to take them along (that
+    of Dask has), it would never come to an end.
+    """
+    error.__cause__ = error.__context__ = error.__traceback__ = None
+    return error
+
+
+def check_resources(error: BaseException | None) -> None:
+    """Refuse to take for damage what comes of a lack of resources.
+
+    Raises:
+        TrainingError: the error, or one that it was raised from, says that files, memory or space
+            are used up; names the remedy.
+    """
+    first = error
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _USED_UP:
+            raise TrainingError(
+                f"stores cannot be read: {_USED_UP[error.errno]} ({os.strerror(error.errno)})"
+            ) from first
+        error = error.__cause__
 
 
 def check_share(cases: Iterable[tuple[str, str]], allowed: int) -> None:

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prect.cache.reader import StoreReader
-from prect.errors import ConfigError, StoreError, TrainingError
+from prect.errors import ConfigError, StoreError, StoreVersionError, TrainingError
 from prect.manifests.splits import heldout_mask
 from prect.manifests.stores import CacheTable, load_cache_table
 from prect.train.config import TrainConfig
+from prect.train.damage import OnDamage, check_resources
 from prect.train.dataset import PoolFactory, StoreNames, ViewDataset, reader_pool
 from prect.train.sampling import Domain, Sampler, Sources
 from prect.train.views import GeometryTable
@@ -62,8 +63,9 @@ def open_data(workspace: Workspace, config: TrainConfig) -> TrainingData:
     Raises:
         ConfigError: no data set is named.
         ManifestError: a data set has no cache manifest, or holds no volume.
-        StoreError: a store is missing, damaged, or not the one that the manifest tells of.
-        TrainingError: too few patients to hold one out.
+        StoreError: a store is not the one that the manifest tells of; or it is missing or
+            damaged, and the policy is ``raise``.
+        TrainingError: too few patients to hold one out, or too little of a resource.
     """
     if not config.data.datasets:
         stored = [name for name in workspace.datasets() if workspace.cache_manifest(name).exists()]
@@ -73,28 +75,44 @@ def open_data(workspace: Workspace, config: TrainConfig) -> TrainingData:
             f"({workspace.root} holds stores of: {', '.join(stored) or 'none'})"
         )
     table = load_cache_table(workspace, config.data.datasets)
-    check_stores(workspace, table)
+    check_stores(workspace, table, config.data.on_damage)
     check_windows(table, config)
     return split_data(workspace, table, config)
 
 
-def check_stores(workspace: Workspace, table: CacheTable) -> None:
+def check_stores(workspace: Workspace, table: CacheTable, on_damage: OnDamage) -> None:
     """Refuse a manifest that does not match its stores, by a sample that costs milliseconds.
 
+    Args:
+        workspace: where the stores lie.
+        table: the manifest.
+        on_damage: under ``quarantine``, stores that cannot be opened are let pass: they are
+            counted and replaced where they are read.
+
     Raises:
-        StoreError: a store is missing, damaged, or not the one that the manifest tells of.
+        StoreError: a store is not the one that the manifest tells of; or it is missing or
+            damaged, and the policy is ``raise``.
+        TrainingError: this process may not open another file, or has no memory.
     """
     for row in np.unique(np.linspace(0, len(table) - 1, _CHECKED_STORES).astype(int)):
         path = table.store(workspace, row)
-        with StoreReader(path, expected_profile=table.profile[row]) as reader:
-            attributes = reader.attributes
-            found = attributes.source_digest, attributes.made_from, attributes.digest
-            listed = table.source_digest[row], table.made_from[row], table.store_digest[row]
-            if found != listed:
-                raise StoreError(
-                    f"{path} was built from another source, or at another time, than its manifest "
-                    f"says; run: prect verify {table.dataset[row]}"
-                )
+        try:
+            with StoreReader(path) as reader:
+                attributes = reader.attributes
+        except StoreVersionError:
+            raise
+        except StoreError as error:
+            check_resources(error)
+            if on_damage == "quarantine":
+                continue
+            raise
+        found = attributes.profile_digest, attributes.source_digest, attributes.made_from
+        listed = table.profile[row], table.source_digest[row], table.made_from[row]
+        if (*found, attributes.digest) != (*listed, table.store_digest[row]):
+            raise StoreError(
+                f"{path} was built from another source, with another profile, or at another time, "
+                f"than its manifest says; run: prect verify {table.dataset[row]}"
+            )
 
 
 def check_windows(table: CacheTable, config: TrainConfig) -> None:

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from prect.cache.reader import ReaderPool
-from prect.errors import StoreError
+from prect.errors import StoreError, TrainingError
 from prect.manifests.columns import StringColumn
 from prect.train.collate import BatchMemory, RawBatch, pack, regions_in
 from prect.train.config import TrainConfig
-from prect.train.damage import Damage, UnreadableError, check_share
+from prect.train.damage import Damage, UnreadableError, check_resources, check_share
 from prect.train.placing import VolumeLayout
 from prect.train.sampling import Sample, Sampler, Sources
 from prect.train.views import Voxels
@@ -108,8 +108,12 @@ class ViewDataset(Dataset[tuple[Sample, torch.Tensor]]):
 
     @property
     def allowed_damage(self) -> int:
-        """Distinct cases of the run that may be damaged."""
-        return int(self.config.data.max_damaged * len(self.names.cases))
+        """Distinct cases of the run that may be damaged; at least one, unless the share is 0."""
+        share = self.config.data.max_damaged
+        if share == 0:
+            return 0
+        # 0.29 * 100 is a little less than 29.
+        return max(1, math.floor(share * len(self.names.cases) + 1e-9))
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_pool": None, "_owner": -1}
@@ -146,6 +150,7 @@ class ViewDataset(Dataset[tuple[Sample, torch.Tensor]]):
 
         Raises:
             UnreadableError: its place depends on the store, which is missing or damaged.
+            TrainingError: a resource of this process is used up.
         """
         if index in self.deadly:
             raise self.deadly[index]
@@ -167,6 +172,7 @@ class ViewDataset(Dataset[tuple[Sample, torch.Tensor]]):
 
         Raises:
             UnreadableError: the store is missing or damaged.
+            TrainingError: a resource of this process is used up.
         """
         region = sample.region
         self._tell(sample.row, region.level)
@@ -177,6 +183,7 @@ class ViewDataset(Dataset[tuple[Sample, torch.Tensor]]):
             raise self._unreadable(sample.index, sample.row, error) from error
 
     def _unreadable(self, index: int, row: int, error: StoreError | OSError) -> UnreadableError:
+        check_resources(error)
         if isinstance(error, OSError):  # of the device or the network
             error = StoreError(f"{self.names.store(row)} cannot be read: {error.strerror}")
         return UnreadableError(index, row, error)
@@ -255,9 +262,12 @@ class ViewDataset(Dataset[tuple[Sample, torch.Tensor]]):
         failed = [first]
         while True:
             cases = {(self.names.dataset(f.row), self.names.case(f.row)) for f in failed}
+            check_share(cases, self.allowed_damage)
             # Two epochs hold every volume, so after them there is nothing left to hope for.
-            hopeless = len(failed) > 2 * len(self)
-            check_share(cases, -1 if hopeless else self.allowed_damage)
+            if len(failed) > 2 * len(self):
+                raise TrainingError(
+                    f"none of the {len(cases)} volumes can be read; the last: {failed[-1].error}"
+                )
             index = failed[-1].index + 1
             try:
                 attempt(index)

@@ -7,9 +7,21 @@ from collections.abc import Iterable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 
-from prect.errors import StoreError, TrainingError
-from prect.train.damage import UnreadableError
+from prect.errors import PrectError, StoreError, TrainingError
+from prect.train.damage import UnreadableError, bare
 from prect.train.dataset import ViewDataset
+
+_DEADLY = frozenset(
+    (
+        signal.SIGSEGV,
+        signal.SIGBUS,
+        signal.SIGABRT,
+        signal.SIGILL,
+        signal.SIGFPE,
+        signal.SIGKILL,
+    )
+)
+"""Signals that end a process for what it read; any other comes from somebody else."""
 
 
 def find_deadly(
@@ -18,6 +30,8 @@ def find_deadly(
     """The samples that end the process that reads them.
 
     A process reads a batch; where it comes to its end, each sample is read by one of its own.
+    SIGKILL is what the kernel sends when memory is short: only twice in a row is it the store's
+    fault.
 
     Args:
         views: the stream; its own ``deadly`` samples are not tried again.
@@ -37,6 +51,13 @@ def find_deadly(
         try:
             _read_apart(views, [index], context)
         except _KilledError as killed:
+            if killed.signal == signal.SIGKILL:
+                # Memory was short, more likely; not if it happens again with nothing else read.
+                try:
+                    _read_apart(views, [index], context)
+                    return
+                except _KilledError:
+                    pass
             found[index] = UnreadableError(index, killed.row, killed.error)
             raise found[index] from None
 
@@ -55,9 +76,11 @@ def find_deadly(
 class _KilledError(Exception):
     """The process that read a row was ended by a signal."""
 
-    def __init__(self, row: int, error: StoreError) -> None:
-        super().__init__(row, error)
-        self.row, self.error = row, error
+    def __init__(self, row: int, number: signal.Signals, level: int | None) -> None:
+        super().__init__(row, number, level)
+        self.row, self.signal = row, number
+        where = "" if level is None else f" level {level}"
+        self.error = StoreError(f"the process that read{where} was ended by {number.name}")
 
 
 def _read_apart(views: ViewDataset, indices: Sequence[int], context: ForkServerContext) -> None:
@@ -87,17 +110,21 @@ def _read_apart(views: ViewDataset, indices: Sequence[int], context: ForkServerC
         process.join()
     if end is not None and end[0] == "unreadable":
         raise UnreadableError(*end[1:])
+    if end is not None and end[0] == "failed":
+        raise end[1]
     if end is not None:
         return
     code = process.exitcode or 0
-    if code >= 0 or row < 0:
-        raise TrainingError(
-            f"the process that read samples {list(indices)} apart from the others ended with "
-            f"status {code} before it came to a store; its own message is above"
-        )
-    where = "" if level is None else f" level {level}"
-    name = signal.Signals(-code).name
-    raise _KilledError(row, StoreError(f"the process that read{where} was ended by {name}"))
+    if row >= 0 and -code in _DEADLY:
+        raise _KilledError(row, signal.Signals(-code), level)
+    ended = (
+        f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+    )
+    when = "before it came to a store" if row < 0 else f"while it read {views.names.store(row)}"
+    raise TrainingError(
+        f"the process that read samples {list(indices)} apart from the others {ended} {when}; "
+        "its own message, if any, is above"
+    )
 
 
 def _read_all(views: ViewDataset, indices: Sequence[int], told: Connection) -> None:
@@ -106,6 +133,8 @@ def _read_all(views: ViewDataset, indices: Sequence[int], told: Connection) -> N
         for index in indices:
             views.read(views.plan(index))
     except UnreadableError as found:
-        told.send(("unreadable", found.index, found.row, found.error))
+        told.send(("unreadable", found.index, found.row, bare(found.error)))
+    except PrectError as error:
+        told.send(("failed", bare(error)))
     else:
         told.send(("read",))

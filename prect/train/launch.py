@@ -108,7 +108,7 @@ def _check(order: Order, world: int) -> None:
     """Find in this process what would else end as a traceback from another one."""
     workspace = Workspace(order.workspace)
     data = open_data(workspace, order.config)
-    plan_prefetch(order.config, data.geometry, data.names.sources)
+    plan_prefetch(order.config, data.geometry, data.names, pin_memory=order.on_gpu)
     starting_point(
         RunFolder(workspace.run(order.config.run.name)),
         order.resume,

@@ -7,29 +7,32 @@ go on from the first step that was not handed out.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from prect.errors import PrectError, TrainingError
 from prect.train.collate import BatchMemory, RawBatch
 from prect.train.config import TrainConfig
-from prect.train.damage import Domain, Quarantine
+from prect.train.damage import Quarantine, bare, check_resources
 from prect.train.dataset import ViewDataset
 from prect.train.isolation import find_deadly
 from prect.train.prefetch import PrefetchPlan, plan_prefetch
-from prect.train.sampling import step_indices
+from prect.train.sampling import Domain, step_indices
 
 StepIndices = Callable[[int], Sequence[int]]
 """Global indices that one rank reads at a step."""
 
-_PRELOADED = ("__main__", "prect.train.loader", "prect.cache.native")
+_PRELOADED = ("__main__", "prect.train.loader", "prect.train.preload")
 _MOST_MYSTERIES = 3
-"""Deaths in a row that no sample explains before the run is given up: memory is short then."""
+"""Deaths that no sample explains, without progress, before the run is given up: memory is short
+then."""
 
 
 class _WorkerDiedError(Exception):
@@ -50,7 +53,7 @@ class _Steps(Dataset["RawBatch | PrectError"]):
         try:
             return self.views.read_batch(self.indices(step), self.memory)
         except PrectError as error:
-            return error
+            return bare(error)
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -85,7 +88,7 @@ def train_loader(
     pin_memory: bool = False,
     quarantine: Quarantine | None = None,
     recycle: bool = False,
-) -> Iterator[RawBatch]:
+) -> Generator[RawBatch]:
     """Batches of one rank for a range of steps, which count from 0.
 
     Args:
@@ -94,21 +97,21 @@ def train_loader(
         steps: steps to hand out.
         rank: number of this process among ``world``.
         world: processes of the run.
-        pin_memory: hand batches out in page-locked memory.
+        pin_memory: hand batches out in page-locked memory, where the copies fit.
         quarantine: told what was replaced; only its count is kept when left out.
         recycle: use the memory of batches again: each is only good until the next is asked for.
 
     Raises:
-        ConfigError: one batch does not fit into ``data.prefetch_mib``.
+        ConfigError: one worker with one batch does not fit into ``data.prefetch_mib``.
         StoreError: a store is missing or damaged; raised here, whichever process met it.
-        TrainingError: a worker died, or too much is damaged.
+        TrainingError: a worker died, too much is damaged, or files or memory are used up.
     """
+    volumes, names = dataset.sampler.volumes, dataset.names
     return read_steps(
         dataset,
         partial(step_indices, local_batch=config.data.batch_size, rank=rank, world=world),
         steps,
-        plan_prefetch(config, dataset.sampler.volumes, dataset.names.sources),
-        pin_memory=pin_memory,
+        plan_prefetch(config, volumes, names, pin_memory=pin_memory),
         quarantine=quarantine,
         recycle=recycle,
     )
@@ -120,19 +123,17 @@ def read_steps(
     steps: range,
     plan: PrefetchPlan,
     *,
-    pin_memory: bool = False,
     quarantine: Quarantine | None = None,
     recycle: bool = False,
     record: tuple[Domain, int] | None = None,
-) -> Iterator[RawBatch]:
+) -> Generator[RawBatch]:
     """Batches of some steps; see `train_loader`.
 
     Args:
         views: the stream.
         indices: what to read at a step.
         steps: steps to hand out.
-        plan: number of workers and depth of their queues.
-        pin_memory: hand batches out in page-locked memory.
+        plan: number of workers, depth of their queues, kind of memory.
         quarantine: told what was replaced.
         recycle: use the memory of batches again; see `train_loader`.
         record: domain and step under which damage is recorded; the training step itself when
@@ -145,15 +146,20 @@ def read_steps(
     while step < steps.stop:
         try:
             source = _Steps(views, indices, _memory(plan, recycle))
-            for batch in _read(source, range(step, steps.stop), plan, pin_memory):
-                domain, when = record or ("train", step + 1)
-                quarantine.record(when, batch.damages, domain)
-                yield batch
-                step += 1
+            with closing(_read(source, range(step, steps.stop), plan)) as batches:
+                for batch in batches:
+                    domain, when = record or ("train", step + 1)
+                    quarantine.record(when, batch.damages, domain)
+                    yield batch
+                    del batch  # not to be held while the next is waited for
+                    step += 1
+                    if step >= suspect:
+                        mysteries = 0
             return
         except _WorkerDiedError as died:
             if views.config.data.on_damage == "raise" or mysteries >= _MOST_MYSTERIES:
                 raise TrainingError(_death_notice(step, died.__cause__)) from died.__cause__
+            quarantine.restarted(step + 1, died.__cause__)
         if step < suspect:
             # Again, before what was being read at the last death was handed out. Any of it may
             # be the cause: a worker takes batches that it has not sent yet down with it.
@@ -178,7 +184,7 @@ def _memory(plan: PrefetchPlan, recycle: bool) -> BatchMemory:
     return BatchMemory(shared=plan.workers > 0, slots=plan.batches + 1 if recycle else 0)
 
 
-def _read(source: _Steps, steps: range, plan: PrefetchPlan, pin_memory: bool) -> Iterator[RawBatch]:
+def _read(source: _Steps, steps: range, plan: PrefetchPlan) -> Generator[RawBatch]:
     """One set of workers from its start to its end, or to its death."""
     parallel = plan.workers > 0
     loader: DataLoader[Any] = DataLoader(
@@ -189,7 +195,7 @@ def _read(source: _Steps, steps: range, plan: PrefetchPlan, pin_memory: bool) ->
         collate_fn=_as_it_is,
         prefetch_factor=plan.batches if parallel else None,
         multiprocessing_context=worker_context() if parallel else None,
-        pin_memory=pin_memory,
+        pin_memory=plan.pinned,
     )
     batches = iter(loader)
     try:
@@ -200,15 +206,17 @@ def _read(source: _Steps, steps: range, plan: PrefetchPlan, pin_memory: bool) ->
             if isinstance(batch, PrectError):
                 raise batch
             yield batch
+            del batch
     except Exception as error:
-        if parallel:
-            # An error holds the frames that it came through, and they would hold the workers.
-            error.with_traceback(None)
-            if _tells_of_a_death(error):
-                raise _WorkerDiedError from error
+        check_resources(error)
+        if parallel and _tells_of_a_death(error):
+            raise _WorkerDiedError from error
         raise
     finally:
-        del batches, loader  # the workers end here, not when something is collected
+        # torch ends workers when their iterator is collected; an error that somebody keeps holds
+        # the frames that it came through, and they hold the iterator.
+        if isinstance(batches, _MultiProcessingDataLoaderIter):
+            batches._shutdown_workers()
 
 
 def _tells_of_a_death(error: Exception) -> bool:

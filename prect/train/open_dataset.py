@@ -161,14 +161,16 @@ def open_dataset(
         hu: give HU as stored; else the view's window, mapped to 0 and 1.
         resize: bring the region that was read to the view's grid; else items differ in size.
         on_damage: stop at a store that cannot be read, or warn and show the next sample.
-        max_damaged: share of the volumes that may be replaced so in one process.
+        max_damaged: share of the volumes that may be replaced so in one process; one volume at
+            least, unless it is 0.
         heldout_share: share of patients that are held out.
         open_stores: stores that each process keeps open.
 
     Raises:
         ConfigError: there is no such recipe, or a setting is out of range.
         ManifestError: a data set has no stores.
-        StoreError: a store is missing, damaged, or not the one that the manifest tells of.
+        StoreError: a store is not the one that the manifest tells of; or it is missing or
+            damaged, and ``on_damage`` is ``raise``.
         TrainingError: too few patients to hold one out.
     """
     place = workspace if isinstance(workspace, Workspace) else Workspace(workspace)
@@ -184,7 +186,7 @@ def open_dataset(
     }
     config = _stream_config(shown, seed, data)
     table = load_cache_table(place, names)
-    check_stores(place, table)
+    check_stores(place, table, on_damage)
     if not hu:
         check_windows(table, config)
     if split == "all":

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from prect.errors import ConfigError
 from prect.train.config import TrainConfig, ViewConfig
+from prect.train.dataset import StoreNames
 from prect.train.sampling import Sources
 from prect.train.views import GeometryTable
 
@@ -30,20 +31,32 @@ class PrefetchPlan:
     """Regions of the largest batch that the manifest can give."""
     wanted: int
     """Workers that were asked for."""
+    pinned: bool = False
+    """Whether batches are copied to page-locked memory."""
 
     @property
-    def ready_bytes(self) -> int:
-        """Regions that lie ready at most."""
-        return self.workers * self.batches * self.batch_bytes
+    def held_bytes(self) -> int:
+        """Regions that lie ready or are in use at most, copies included."""
+        if self.workers == 0:
+            return 0
+        # Each worker reads to one more piece of memory than it holds ready: the one in use.
+        read = self.workers * (self.batches + 1) * self.batch_bytes
+        if not self.pinned:
+            return read
+        # torch copies all that is ready. While the next is handed out the last is still held, and
+        # page-locked memory is given out in powers of two.
+        locked = 1 << max(0, self.batch_bytes - 1).bit_length()
+        return read + (self.workers * self.batches + 2) * locked
 
     def describe(self) -> str:
         """One sentence for who starts the run."""
         if self.workers == 0:
             return "reading in the training process"
         fewer = f" (of {self.wanted}: more would not fit)" if self.workers < self.wanted else ""
+        locked = ", page-locked copies included" if self.pinned else ""
         return (
             f"{self.workers} reading processes{fewer}, {self.batches} batches ahead each, "
-            f"{self.ready_bytes / _MIB:.0f} MiB at most"
+            f"{-(-self.held_bytes // _MIB)} MiB of regions at most{locked}"
         )
 
 
@@ -51,26 +64,42 @@ HERE = PrefetchPlan(workers=0, batches=0, batch_bytes=0, wanted=0)
 """Nothing is read ahead."""
 
 
-def plan_prefetch(config: TrainConfig, volumes: GeometryTable, sources: Sources) -> PrefetchPlan:
+def plan_prefetch(
+    config: TrainConfig, volumes: GeometryTable, names: StoreNames, *, pin_memory: bool = False
+) -> PrefetchPlan:
     """Workers and batches a worker, from the largest region of any volume.
 
+    Fewer batches ahead come first, then fewer workers, and no page-locked copies last.
+
+    Args:
+        config: the run's settings.
+        volumes: geometry of each volume.
+        names: their data sets and cases.
+        pin_memory: whether batches are wanted in page-locked memory.
+
     Raises:
-        ConfigError: not even one batch fits.
+        ConfigError: one worker that reads one batch ahead is too much; names the largest volume.
     """
     data = config.data
-    batch = data.batch_size * int(region_bytes(config, volumes, sources).max(initial=0))
+    sizes = region_bytes(config, volumes, names.sources)
+    batch = data.batch_size * int(sizes.max(initial=0))
     if data.workers == 0:
-        return PrefetchPlan(0, 0, batch, 0)
+        return PrefetchPlan(0, 0, batch, 0, pin_memory)
     limit = data.prefetch_mib * _MIB
-    if batch > limit:
-        raise ConfigError(
-            f"one batch can hold {batch / _MIB:.0f} MiB of regions, data.prefetch_mib is "
-            f"{data.prefetch_mib}; set data.prefetch_mib={-(-batch // _MIB)} at least, a smaller "
-            "data.batch_size, or data.workers=0 to read nothing ahead"
-        )
-    fitting = limit // max(batch, 1)
-    workers = min(data.workers, fitting)
-    return PrefetchPlan(workers, min(fitting // workers, _DEEPEST), batch, data.workers)
+    for pinned in {pin_memory: None, False: None}:
+        for workers in range(data.workers, 0, -1):
+            for batches in range(_DEEPEST, 0, -1):
+                plan = PrefetchPlan(workers, batches, batch, data.workers, pinned)
+                if plan.held_bytes <= limit:
+                    return plan
+    row = int(sizes.argmax())
+    raise ConfigError(
+        f"the region of {names.dataset(row)}/{names.case(row)}, the largest, is "
+        f"{sizes[row] / _MIB:.0f} MiB, so {data.batch_size} of a batch can hold "
+        f"{batch / _MIB:.0f} MiB, and one worker needs room for two batches; set "
+        f"data.prefetch_mib={-(-plan.held_bytes // _MIB)} at least (it is {data.prefetch_mib}), a "
+        "smaller data.batch_size, or data.workers=0 to read nothing ahead"
+    )
 
 
 def region_bytes(

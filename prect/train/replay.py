@@ -87,8 +87,12 @@ def replay(
     causes: list[dict[str, Any] | None] = []
     for index in step_indices(step - 1, int(record["global_batch"]), 0, 1):
         damage = replaced.get(index)
-        shown.append(index if damage is None else damage.replaced_by)
         causes.append(None if damage is None else asdict(damage))
+        # What was to stand in for it may have failed in its turn.
+        while damage is not None:
+            index = damage.replaced_by  # noqa: PLW2901
+            damage = replaced.get(index)
+        shown.append(index)
     document = {
         "run": config.run.name,
         "step": step,

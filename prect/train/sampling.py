@@ -154,11 +154,6 @@ class Sampler:
         """Everything but the epochs, which are cheaper drawn again than sent to a worker."""
         return self.__dict__ | {"_epochs": {}}
 
-    @property
-    def needs_layout(self) -> bool:
-        """Whether `sample` must be given the layout of the stores."""
-        return any(source.view.foreground > 0 or source.view.align for source in self._sources)
-
     def view_settings(self, row: int) -> ViewConfig:
         """What is shown of a row: that of its data set."""
         return self._sources[int(self._view_of[row])].view

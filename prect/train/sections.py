@@ -56,14 +56,16 @@ class DataConfig(Section):
     """Volumes a process and step."""
     workers: NonNegativeInt = 2
     """Reading processes for each training process; 0 reads in the training process."""
-    prefetch_mib: PositiveInt = 512
-    """MiB of regions that may lie ready for a training process."""
+    prefetch_mib: PositiveInt = 1024
+    """MiB of regions that may lie ready or in use for a training process, page-locked copies
+    included."""
     open_stores: PositiveInt = 64
     """Stores that each worker keeps open."""
     on_damage: Literal["raise", "quarantine"] = "raise"
     """Whether a damaged store stops the run, or is recorded and replaced by the next sample."""
     max_damaged: Probability = 0.01
-    """Share of the run's volumes that may be quarantined before training stops."""
+    """Share of the run's volumes that may be quarantined before training stops; one volume at
+    least, unless it is 0."""
 
 
 class ViewConfig(Section):

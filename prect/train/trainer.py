@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Generator
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -91,7 +91,9 @@ class Trainer:
         self.folder = RunFolder(data.workspace.run(config.run.name))
         self.train_views = data.views(config, "train", pool)
         self.heldout_views = data.views(config, "heldout", pool)
-        self.reading = plan_prefetch(config, data.geometry, data.names.sources)
+        self.reading = plan_prefetch(
+            config, data.geometry, data.names, pin_memory=place.device.type == "cuda"
+        )
         self.quarantine = Quarantine(self.train_views.allowed_damage, self.folder.path, place.rank)
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
@@ -122,15 +124,15 @@ class Trainer:
             self._record_evaluation(self.untrained)
         last: Heldout | None = None
         window = Window(self.place.device)
-        batches = self._batches()
-        while self.step < self.config.optim.max_steps:
-            asked = time.perf_counter()
-            raw = next(batches)
-            window.waited(time.perf_counter() - asked)
-            output, grad_norm = self._optimise(raw)
-            self.step += 1
-            window.add(self.step, output, grad_norm, len(raw), raw.voxel_bytes)
-            last = self._report(window)
+        with closing(self._batches()) as batches:
+            while self.step < self.config.optim.max_steps:
+                asked = time.perf_counter()
+                raw = next(batches)
+                window.waited(time.perf_counter() - asked)
+                output, grad_norm = self._optimise(raw)
+                self.step += 1
+                window.add(self.step, output, grad_norm, len(raw), raw.voxel_bytes)
+                last = self._report(window)
         trained = last or self._evaluate()
         return self._finish(trained)
 
@@ -177,7 +179,7 @@ class Trainer:
                 self._save()
         return heldout
 
-    def _batches(self) -> Iterator[RawBatch]:
+    def _batches(self) -> Generator[RawBatch]:
         return train_loader(
             self.train_views,
             self.config,
@@ -211,6 +213,8 @@ class Trainer:
         # All ranks have looked into the folder by now; only then may it change.
         self._agree()
         self.quarantine.rewind(self.step if self.step else -1, self.place.world)
+        self.place.barrier()
+        self.quarantine.count()
         if not self.leads:
             return
         self.folder.begin(self.config, self.data.table.digest, self.global_batch, self.step)
@@ -280,12 +284,15 @@ class Trainer:
         assert self.untrained is not None  # measured before the first step, kept by checkpoints
         untrained = self.untrained
         floor = floor_of(self.learner, self.config)
+        self.place.barrier()  # what the other ranks met is written down by now
+        self.quarantine.count()
         summary = {
             "run": self.config.run.name,
             "folder": str(self.folder.path),
             "step": self.step,
             "volumes_seen": self.step * self.global_batch,
             "quarantined": sorted(map(list, self.quarantine.cases)),
+            "worker_restarts": self.quarantine.restarts,
             "heldout": asdict(trained),
             "untrained": asdict(untrained),
             "floor": asdict(floor),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import resource
 import signal
 from dataclasses import dataclass
 from functools import partial
@@ -59,6 +61,35 @@ class SimulatedPool:
         if case in self.damaged:
             raise ChunkError(case, 0, (1, 2, 3), "simulated damage")
         return SimulatedStore(case)
+
+
+class BrokenDisk(SimulatedPool):
+    """Reads fail as those of a disk or a file server do."""
+
+    def get(self, path: str | os.PathLike[str]) -> SimulatedStore:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+
+class OutOfMemory(SimulatedPool):
+    """Fails for a reason that is not the data's."""
+
+    def get(self, path: str | os.PathLike[str]) -> SimulatedStore:
+        raise RuntimeError(f"no room for {path}")
+
+
+class EndsBy(SimulatedPool):
+    """Reading ends the process by a signal, as often as a file has letters."""
+
+    def __init__(self, number: int, left: Path) -> None:
+        super().__init__()
+        self.number, self.left = number, left
+
+    def get(self, path: str | os.PathLike[str]) -> SimulatedStore:
+        if letters := self.left.read_text():
+            self.left.write_text(letters[1:])
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            os.kill(os.getpid(), self.number)
+        return SimulatedStore(str(path))
 
 
 def simulated_pool(*, deadly: tuple[str, ...] = (), damaged: tuple[str, ...] = ()) -> PoolFactory:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
+import signal
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace as Namespace
 from typing import Any
 
 import psutil
@@ -17,17 +20,27 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from prect.errors import ChunkError, StoreError, TrainingError
 from prect.manifests.stores import load_cache_table
-from prect.train.callbacks import Silent
+from prect.train.callbacks import RunStart, Silent
 from prect.train.config import TrainConfig
-from prect.train.damage import Damage, Incident, Quarantine, read_incidents
+from prect.train.damage import (
+    Damage,
+    Quarantine,
+    read_incidents,
+    read_restarts,
+)
 from prect.train.data import open_data, split_data
 from prect.train.dataset import PoolFactory, ViewDataset
+from prect.train.isolation import find_deadly
 from prect.train.launch import launch
-from prect.train.loader import train_loader
+from prect.train.loader import train_loader, worker_context
+from prect.train.open_dataset import open_dataset
 from prect.train.replay import replay
 from prect.workspace import Workspace
 from tests.train.conftest import DATASET
 from tests.train.simulated import (
+    BrokenDisk,
+    EndsBy,
+    OutOfMemory,
     SimulatedPool,
     SimulatedStore,
     simulated_pool,
@@ -148,20 +161,6 @@ def test_under_raise_the_error_names_everything(
     assert missing.value.__notes__ == [f"data set {DATASET}, case {second}, sample 1"]
 
 
-class BrokenDisk(SimulatedPool):
-    """Reads fail as those of a disk or a file server do."""
-
-    def get(self, path: str | os.PathLike[str]) -> SimulatedStore:
-        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-
-
-class OutOfMemory(SimulatedPool):
-    """Fails for a reason that is not the data's."""
-
-    def get(self, path: str | os.PathLike[str]) -> SimulatedStore:
-        raise RuntimeError(f"no room for {path}")
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_error_of_the_disk_is_damage_and_any_other_is_none(
     simulated: Workspace, make_config: MakeConfig, workers: int
@@ -176,7 +175,12 @@ def test_an_error_of_the_disk_is_damage_and_any_other_is_none(
         next(train_loader(data.views(config, pool=OutOfMemory), config, STEPS))
     assert not isinstance(caught.value, TrainingError)
     assert not reading_processes()
-    del broken, caught
+    config = simulated_config(make_config, workers=workers, max_damaged=0.01)
+    views = simulated_views(simulated, config, lambda cases: {"damaged": cases[:2]})
+    with pytest.raises(TrainingError, match="2 volumes cannot be read") as too_many:
+        list(train_loader(views, config, range(40)))
+    assert not reading_processes()
+    del broken, caught, too_many
 
 
 def reading_processes() -> list[psutil.Process]:
@@ -228,7 +232,7 @@ def test_a_stream_of_which_nothing_reads_comes_to_an_end(
 ) -> None:
     config = simulated_config(make_config, max_damaged=1.0)
     views = simulated_views(simulated, config, lambda cases: {"damaged": cases})
-    with pytest.raises(TrainingError, match="20 volumes cannot be read"):
+    with pytest.raises(TrainingError, match="none of the 20 volumes can be read"):
         next(train_loader(views, config, range(1)))
 
 
@@ -236,7 +240,7 @@ def test_a_stream_of_which_nothing_reads_comes_to_an_end(
 def watchful(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch looks every five seconds whether its workers live; here it does so more often."""
     waits = _MultiProcessingDataLoaderIter._try_get_data
-    monkeypatch.setattr(waits, "__defaults__", (0.5,))
+    monkeypatch.setattr(waits, "__defaults__", (0.2,))
 
 
 @pytest.mark.usefixtures("watchful")
@@ -259,6 +263,7 @@ def test_a_store_that_ends_its_reader_is_found_and_replaced(
     (killed,) = {i.damage.reason for i in read_incidents(tmp_path) if i.damage.case == deadly}
     assert "ended by SIGKILL" in killed
     assert log.cases == {("sim", case) for case in bad}
+    assert log.restarts == len(read_restarts(tmp_path)) == 2
 
 
 @pytest.mark.usefixtures("watchful")
@@ -272,43 +277,126 @@ def test_under_raise_a_death_ends_the_run_with_its_cause(
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
-def damage(index: int, case: str, replaced_by: int) -> Damage:
-    return Damage(index, "d", case, 1, (0, 2, 3), "torn", replaced_by)
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0.0, 0), (0.01, 1), (0.29, 6), (0.25, 6), (0.125, 3), (1.0, 24)]
+)
+def test_one_volume_at_least_may_be_damaged(
+    simulated: Workspace, make_config: MakeConfig, share: float, expected: int
+) -> None:
+    config = simulated_config(make_config, max_damaged=share)
+    assert simulated_views(simulated, config, lambda _: {}).allowed_damage == expected
+    hundred = Namespace(names=Namespace(cases=range(100)), config=config)
+    allowed: Any = ViewDataset.allowed_damage.fget  # type: ignore[attr-defined]
+    assert allowed(hundred) == round(100 * share - 0.1)
 
 
-def test_ranks_write_apart_and_count_together(tmp_path: Path) -> None:
-    ranks = [Quarantine(2, tmp_path, rank) for rank in range(2)]
-    ranks[0].record(1, [damage(0, "a", 1)])
-    ranks[0].record(2, [damage(9, "a", 10)])
-    ranks[1].record(2, [damage(12, "b", 13)], "heldout")
-    assert ranks[1].cases == {("d", "a"), ("d", "b")}
-    with pytest.raises(TrainingError, match=r"3 volumes .* d/a, d/b, d/c"):
-        ranks[0].record(3, [damage(20, "c", 22)])
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "quarantine-rank0.jsonl",
-        "quarantine-rank1.jsonl",
-    ]
-    line = json.loads((tmp_path / "quarantine-rank1.jsonl").read_text("utf-8"))
-    assert line == {
-        "step": 2, "domain": "heldout", "index": 12, "dataset": "d", "case": "b", "level": 1,
-        "chunk": [0, 2, 3], "reason": "torn", "replaced_by": 13,
-    }  # fmt: skip
-    assert read_incidents(tmp_path)[1] == Incident(2, "train", damage(9, "a", 10))
+def test_a_missing_store_is_met_by_the_loader_and_a_foreign_one_is_refused(
+    own_stores: Workspace, make_config: MakeConfig
+) -> None:
+    config = quarantining(make_config)
+    first, second = (own_stores.store(DATASET, f"case-{i}") for i in range(2))
+    shutil.rmtree(first)
+    open_data(own_stores, config)
+    assert len(open_dataset(own_stores, DATASET, split="all", on_damage="quarantine")) == 9
+    with pytest.raises(StoreError, match="no store at"):
+        open_data(own_stores, make_config())
+    with pytest.raises(StoreError, match="no store at"):
+        open_dataset(own_stores, DATASET)
+    shutil.rmtree(second)
+    shutil.copytree(own_stores.store(DATASET, "case-2"), second)
+    with pytest.raises(StoreError, match="built from another source"):
+        open_data(own_stores, config)
 
 
-def test_a_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path: Path) -> None:
-    for rank in range(3):
-        log = Quarantine(9, tmp_path, rank)
-        log.record(1, [damage(rank, f"early-{rank}", 9)])
-        log.record(5, [damage(40 + rank, f"late-{rank}", 49)])
-    with (tmp_path / "quarantine-rank1.jsonl").open("a") as file:
-        file.write('{"step": 1, "index": 3, "da')
-    for rank in range(2):
-        Quarantine(9, tmp_path, rank).rewind(3, world=2)
-    assert [i.damage.case for i in read_incidents(tmp_path)] == ["early-0", "early-1", "early-2"]
-    again = Quarantine(9, tmp_path, 0)
-    again.rewind(3, world=2)
-    assert again.cases == {("d", f"early-{rank}") for rank in range(3)}
+class UsedUp(SimulatedPool):
+    """Stores cannot be opened for want of something; the store is sound."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def get(self, path: str | os.PathLike[str]) -> SimulatedStore:
+        try:
+            raise OSError(self.number, os.strerror(self.number))
+        except OSError as error:
+            raise StoreError(f"no store at {path} ({error.strerror})") from error
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.EMFILE, r"ulimit -n.* data\.open_stores"),
+        (errno.ENFILE, "ulimit -n"),
+        (errno.ENOMEM, r"data\.workers"),
+        (errno.ENOSPC, "make room"),
+        (errno.EDQUOT, "make room"),
+    ],
+)
+def test_what_this_process_lacks_is_no_damage(
+    simulated: Workspace, make_config: MakeConfig, number: int, remedy: str
+) -> None:
+    config = simulated_config(make_config, max_damaged=1.0)
+    data = split_data(simulated, load_cache_table(simulated, ["sim"]), config)
+    log = Quarantine(99)
+    loader = train_loader(
+        data.views(config, pool=partial(UsedUp, number)), config, STEPS, quarantine=log
+    )
+    with pytest.raises(TrainingError, match=remedy):
+        next(loader)
+    assert not log.cases
+
+
+def test_too_few_files_at_the_start_are_no_damage(
+    stores: Workspace, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_more(path: Path) -> None:
+        UsedUp(errno.EMFILE).get(path)
+
+    monkeypatch.setattr("prect.train.data.StoreReader", no_more)
+    with pytest.raises(TrainingError, match="ulimit -n"):
+        open_data(stores, quarantining(make_config))
+
+
+@pytest.mark.parametrize(
+    ("number", "times", "deadly"),
+    [
+        (signal.SIGKILL, "xx", False),  # together, then alone; not alone again
+        (signal.SIGABRT, "xx", True),
+    ],
+)
+def test_only_what_kills_twice_is_to_blame_for_a_kill(
+    simulated: Workspace, make_config: MakeConfig, tmp_path: Path,
+    number: signal.Signals, times: str, deadly: bool,
+) -> None:  # fmt: skip
+    config = simulated_config(make_config, max_damaged=1.0)
+    left = tmp_path / "left"
+    left.write_text(times)
+    data = split_data(simulated, load_cache_table(simulated, ["sim"]), config)
+    views = data.views(config, pool=partial(EndsBy, number, left))
+    found = find_deadly(views, [[5]], worker_context())
+    assert list(found) == ([5] if deadly else [])
+
+
+@pytest.mark.usefixtures("watchful")
+def test_a_worker_that_was_killed_for_no_reason_is_replaced_again_and_again(
+    simulated: Workspace, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as the run goes on in between; each time is written down."""
+    monkeypatch.setattr("prect.train.loader._MOST_MYSTERIES", 1)
+    monkeypatch.setattr("prect.train.loader.find_deadly", lambda *_: {})
+    config = simulated_config(make_config, workers=1, batch_size=1)
+    views = simulated_views(simulated, config, lambda _: {})
+    log = Quarantine(1, tmp_path)
+    seen = []
+    kills = {5, 6, 25, 26}  # in pairs: the second is looked into
+    for batch in train_loader(views, config, range(40), quarantine=log):
+        seen += [sample.index for sample in batch.samples]
+        if len(seen) in kills:
+            for process in reading_processes():
+                process.kill()
+    assert seen == list(range(40))
+    assert log.restarts == len(read_restarts(tmp_path)) == 4
+    assert not log.cases
 
 
 def test_a_run_goes_on_without_a_damaged_store_and_replay_tells(
@@ -334,6 +422,26 @@ def test_a_run_goes_on_without_a_damaged_store_and_replay_tells(
     assert "checksum" in told[0]["replaces"]["reason"]
     assert [sample["replaces"] is None for sample in told] == [False, 1 not in recorded]
     assert (own_stores.root / "out" / "step-00000001.png").exists()
+
+
+class AnotherRank(Silent):
+    """Meets damage, and has its workers started again, while rank 0 trains."""
+
+    def on_step(self, step: int, metrics: Mapping[str, float] | None) -> None:  # noqa: ARG002
+        if step == 2:
+            log = Quarantine(9, self.folder, rank=1)
+            log.record(step, [Damage(7, "d", "elsewhere", None, None, "gone", 8)])
+            log.restarted(step, RuntimeError("killed"))
+
+    def on_start(self, start: RunStart) -> None:
+        self.folder = start.folder
+
+
+def test_the_summary_tells_what_all_ranks_met(
+    own_stores: Workspace, make_config: MakeConfig
+) -> None:
+    summary = launch(quarantining(make_config), own_stores.root, AnotherRank())
+    assert (summary["quarantined"], summary["worker_restarts"]) == ([["d", "elsewhere"]], 1)
 
 
 def test_held_out_volumes_are_replaced_too(own_stores: Workspace, make_config: MakeConfig) -> None:

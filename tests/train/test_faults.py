@@ -82,7 +82,7 @@ def test_a_manifest_that_does_not_match_its_stores_is_refused(
     with pytest.raises(StoreError, match="built from another source"):
         open_data(own_stores, make_config())
     write_cache_rows(path, [type(row)(**{**vars(row), "profile": "other"}) for row in rows])
-    with pytest.raises(StoreError, match="other is wanted"):
+    with pytest.raises(StoreError, match="with another profile"):
         open_data(own_stores, make_config())
     write_cache_rows(path, rows)
     shutil.rmtree(own_stores.store(DATASET, rows[0].case))

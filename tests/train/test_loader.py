@@ -19,6 +19,7 @@ from prect.train.data import open_data
 from prect.train.dataset import ViewDataset
 from prect.train.loader import train_loader
 from prect.workspace import Workspace
+from tests.train.conftest import DATASET
 
 MakeConfig = Any
 GLOBAL_BATCH, STEPS = 24, 3
@@ -55,14 +56,13 @@ def entries(views: ViewDataset, batch: RawBatch) -> list[Entry]:
 
 
 def read(
-    views: ViewDataset, config: TrainConfig, steps: range, world: int
+    views: ViewDataset, config: TrainConfig, steps: range, world: int, *, recycle: bool = False
 ) -> dict[int, list[Entry]]:
-    """What all ranks together see at each step, in order."""
+    """What all ranks together see at each step, in order; one rank after the other."""
     seen: dict[int, list[Entry]] = {step: [] for step in steps}
     for rank in range(world):
-        for step, batch in zip(
-            steps, train_loader(views, config, steps, rank=rank, world=world), strict=True
-        ):
+        batches = train_loader(views, config, steps, rank=rank, world=world, recycle=recycle)
+        for step, batch in zip(steps, batches, strict=True):
             seen[step] += entries(views, batch)
     return seen
 
@@ -98,18 +98,73 @@ def test_each_step_may_be_read_by_another_world(
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more than cores
-@pytest.mark.parametrize("workers", [0, 1, 4])
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize(
+    ("world", "workers", "recycle"),
+    [
+        *((world, 0, False) for world in WORLDS),
+        (8, 0, True),
+        (1, 4, False),
+        (1, 4, True),
+        (2, 2, True),
+        (3, 1, False),
+        (4, 1, True),
+    ],
+)
 def test_the_stream_is_the_same_for_any_world_and_workers_from_any_step(
-    stores: Workspace, make_config: MakeConfig, world: int, workers: int
+    stores: Workspace, make_config: MakeConfig, world: int, workers: int, recycle: bool
 ) -> None:
     config = box_config(make_config, world, workers)
     data = open_data(stores, config)
     expected = reference(data.views(config))
     for first in (0, 2) if workers == 0 else (1,):
         steps = range(first, STEPS)
-        found = read(data.views(config), config, steps, world)
+        found = read(data.views(config), config, steps, world, recycle=recycle)
         assert found == {step: expected[step] for step in steps}
+
+
+def test_weights_recipes_and_patches_change_nothing_of_that(
+    stores: Workspace, make_config: MakeConfig
+) -> None:
+    config: TrainConfig = make_config(
+        data={
+            "batch_size": GLOBAL_BATCH // 2,
+            "workers": 1,
+            "weights": {DATASET: 1.5},
+            "recipes": {DATASET: "patch"},
+        },
+        view={"kind": "box", "grid": [96, 96, 96], "spacing": [1.5, 1.5, 1.5], "patches": 3},
+        crops={"base_grid": [2, 2, 2], "size": [48, 48, 48]},
+    )
+    data = open_data(stores, config)
+    expected = reference(data.views(config))
+    assert read(data.views(config), config, range(STEPS), 2, recycle=True) == expected
+    volumes = [entry[1] for step in expected.values() for entry in step]
+    assert all(len(set(volumes[i : i + 3])) == 1 for i in range(0, len(volumes), 3))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_page_locked_batches_are_copies_that_stay_sound(
+    stores: Workspace, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """As torch would do it, if there were an accelerator here."""
+    copies: list[torch.Tensor] = []
+
+    def clone(tensor: torch.Tensor, *_: object) -> torch.Tensor:
+        copies.append(tensor.clone())
+        return copies[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", clone)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda _: None)
+    config = make_config(data={"workers": workers, "batch_size": 2})
+    views = open_data(stores, config).views(config)
+    steps = range(12)
+    batches = list(train_loader(views, config, steps, pin_memory=True, recycle=True))
+    assert len(copies) == 2 * len(steps)
+    assert all(any(batch.voxels is copy for copy in copies) for batch in batches)
+    for step, batch in zip(steps, batches, strict=True):
+        assert entries(views, batch) == entries(views, views.read_batch((2 * step, 2 * step + 1)))
 
 
 def test_whole_volumes_of_different_sizes_share_a_batch(
@@ -137,7 +192,7 @@ def test_a_batch_from_a_worker_is_two_tensors_in_shared_memory(
     assert all(r.untyped_storage().data_ptr() == batch.voxels.data_ptr() for r in batch.regions)
 
 
-@pytest.mark.parametrize(("workers", "mib"), [(0, 1), (1, 1), (2, 512)])
+@pytest.mark.parametrize(("workers", "mib"), [(0, 1), (1, 2), (2, 512)])
 def test_recycled_memory_is_good_until_the_next_batch_is_asked_for(
     stores: Workspace, make_config: MakeConfig, workers: int, mib: int
 ) -> None:

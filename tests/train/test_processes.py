@@ -48,15 +48,17 @@ def held(others: set[psutil.Process]) -> tuple[int, dict[int, int], int]:
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more than cores
+@pytest.mark.parametrize("recycle", [False, True])
 def test_2000_batches_leave_neither_memory_nor_files_behind(
-    stores: Workspace, make_config: MakeConfig
+    stores: Workspace, make_config: MakeConfig, recycle: bool
 ) -> None:
     batches = 2000
     config = make_config(data={"workers": 4, "batch_size": 4, "open_stores": 4})
     views = open_data(stores, config).views(config)
     others = workers()  # of tests before this one, which are on their way out
     seen: dict[int, tuple[int, dict[int, int], int]] = {}
-    for step, batch in enumerate(train_loader(views, config, range(batches)), start=1):
+    loader = train_loader(views, config, range(batches), recycle=recycle)
+    for step, batch in enumerate(loader, start=1):
         assert len(batch) == 4
         if step in (batches // 4, batches - 40):  # while the workers are still at work
             seen[step] = held(others)

@@ -14,8 +14,10 @@ from matplotlib.image import imread
 
 from prect.errors import TrainingError
 from prect.train.callbacks import Silent
+from prect.train.damage import Damage, Quarantine
 from prect.train.data import open_data
 from prect.train.replay import boxes_in_mm, replay
+from prect.train.run_folder import RunFolder
 from prect.train.sampling import Sample
 from prect.train.trainer import Place, Trainer
 from prect.train.views import View, plan_region
@@ -50,6 +52,21 @@ def test_replay_tells_what_the_trainer_read(
     assert np.ptp(picture[..., :3]) > 0.9
     with pytest.raises(TrainingError, match="step 5 is not one of the run's, 1 to 4"):
         replay(workspace, workspace.run("toy"), 5, out)
+
+
+def test_what_stood_in_may_have_been_replaced_in_its_turn(
+    workspace: Workspace, make_config: MakeConfig
+) -> None:
+    config = make_config()
+    data = open_data(workspace, config)
+    run = RunFolder(workspace.run("toy"))
+    run.begin(config, data.table.digest, config.data.batch_size, 0)
+    log = Quarantine(9, run.path)
+    log.record(1, [Damage(0, "toy", "a", None, None, "gone", 2)])
+    log.record(1, [Damage(2, "toy", "b", None, None, "gone", 3)])
+    shown = replay(workspace, run.path, 1, run.path, dry_run=True).document["samples"]
+    assert [sample["index"] for sample in shown] == [3, 1]
+    assert shown[0]["replaces"]["case"] == "a"
 
 
 def test_folder_of_no_run_is_refused(workspace: Workspace, tmp_path: Path) -> None:

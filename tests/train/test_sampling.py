@@ -283,11 +283,9 @@ SMALL = {"base_grid": (2, 2, 1), "size": (32, 32, 64), "resize": (64, 64, 64)}
 def test_layout_is_asked_for_when_it_is_needed() -> None:
     blind = mixed({})
     asked: list[int] = []
-    assert not blind.needs_layout
     assert same(blind.sample(3, even_layout(blind, asked)), blind.sample(3))
     assert not asked
     aware = mixed({}, view=PLACED, crops=SMALL)
-    assert aware.needs_layout
     with pytest.raises(TrainingError, match="give sample"):
         aware.sample(3)
     sample = aware.sample(3, even_layout(aware, asked))
