@@ -29,7 +29,8 @@ def figures(document: Mapping[str, Any]) -> str:
     lines = [
         f"{machine['processor']}, {machine['cores']} cores, "
         f"{machine['memory_bytes'] / 2**30:.0f} GiB, {machine['system']}.",
-        f"Python {machine['python']}, prect {document['prect']}, {versions}.",
+        f"Python {machine['python']}, prect {document['prect']} with its {document['decoder']}, "
+        f"{versions}.",
         f"{settings['rounds']} boxes of each view and volume warm, {settings['cold_rounds']} cold.",
         "",
         "| volume | voxels stored (z, y, x) | whole field of view | MB, HU, all levels |",

@@ -18,6 +18,7 @@ from numcodecs import blosc
 from numpy.typing import NDArray
 
 from prect.benchmark.boxes import WINDOW, Box, Volume
+from prect.benchmark.measuring import BenchmarkError
 from prect.cache.format import CRC_BYTES, SHARD_KEY, index_bytes, level_grid
 from prect.cache.reader import StoreReader
 from prect.errors import ConfigError
@@ -59,6 +60,7 @@ class Arm(ABC):
 
         Raises:
             ImportError: a library is missing.
+            UnavailableError: this machine lacks something else that it needs.
         """
 
     def write(self) -> None:  # noqa: B027 - most arms read prect's own store
@@ -161,14 +163,14 @@ class Memmap(Arm):
 
 
 class DecodeLimit(Arm):
-    """The compressed chunks that a box touches, from memory, decoded in a bare loop.
+    """The compressed chunks that a box touches, from memory, decoded in a bare loop of Python.
 
-    Neither an index nor a check nor a copy to where the voxels belong is in its time: no reader
-    of whole chunks in this codec that calls it chunk by chunk can be faster.
+    Neither an index nor a check nor a copy to where the voxels belong is in its time, but a turn
+    of Python and numcodecs' wrapper a chunk are: a limit of what calls numcodecs chunk by chunk.
     """
 
     name = "decode-limit"
-    title = "decode limit"
+    title = "decode limit, Python loop"
     in_memory = True
     limit = True
 
@@ -226,8 +228,32 @@ class DecodeLimit(Arm):
         self.bodies = []
 
 
+class CompiledDecodeLimit(DecodeLimit):
+    """The same chunks through the same C function, in a compiled loop."""
+
+    name = "decode-limit-compiled"
+    title = "decode limit, compiled loop"
+
+    @classmethod
+    def load(cls) -> None:
+        super().load()  # what is compared is decoded as it is there
+        cls.library = import_module("prect.benchmark.decode_loop")
+        cls.library.prepare()
+
+    def prepare(self, box: Box) -> None:
+        super().prepare(box)
+        self.frames = np.frombuffer(b"".join(self.bodies), dtype=np.uint8)
+        lengths = [len(body) for body in self.bodies]
+        self.offsets = np.cumsum([0, *lengths[:-1]], dtype=np.int64)
+
+    def read(self, box: Box, out: NDArray[np.int16]) -> None:  # noqa: ARG002
+        whole = self.library.decode(self.frames, self.offsets, self.scratch)
+        if whole != len(self.offsets):
+            raise BenchmarkError(f"{len(self.offsets) - whole} chunks were not decompressed")
+
+
 OWN: tuple[type[Arm], ...] = (Prect, PrectWindow)
-_PLAIN: tuple[type[Arm], ...] = (Memmap, DecodeLimit)
+_PLAIN: tuple[type[Arm], ...] = (Memmap, DecodeLimit, CompiledDecodeLimit)
 
 
 def arms() -> dict[str, type[Arm]]:

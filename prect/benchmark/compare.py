@@ -25,13 +25,14 @@ from prect.benchmark.processes import Process
 from prect.benchmark.starved import Cgroup, find_parent
 from prect.cache.reader import StoreReader
 
-EXTRA = "pip install 'prect[bench]'"
 MEASURED = "measured"
 IN_MEMORY = "in memory"
 SCALED_TOLERANCE = 1e-6
 """Of float32 in 0..1."""
 _STARVED_SHARE = 0.25
 """Share of an arm's files that fits into the memory that it is given for them."""
+_NOT_COLD_SHARE = 0.1
+"""Share of an arm's cold reads that may have taken nothing from a device; these are dropped."""
 
 
 @dataclass
@@ -50,6 +51,8 @@ class Runner:
     """By state (warm, cold, starved), view and volume."""
     not_measured: dict[str, str] = field(default_factory=dict)
     """Why, by state."""
+    not_cold: int = 0
+    """Reads of files that were dropped, which took nothing from a device all the same."""
     state: str = "warm"
     """What is being measured."""
 
@@ -91,12 +94,25 @@ class Runner:
             self.timings[self.state][turn.view][turn.volume].append(timing)
 
     def read_cold(self, turn: Turn) -> None:
-        """Time one cold read, where there are any."""
+        """Time one cold read, where there are any; one that was not cold is counted apart."""
         if not self.alive or "cold" in self.not_measured:
             return
         timing = self.ask("cold", turn.volume, turn.box)
-        if timing is not None:
+        if timing is None:
+            return
+        if timing.device_bytes:
             self.timings["cold"][turn.view][turn.volume].append(timing)
+        else:
+            self.not_cold += 1
+
+    def judge_cold(self, reads: int) -> None:
+        """Give up what was read cold where too many of ``reads`` were not cold."""
+        if self.not_cold > _NOT_COLD_SHARE * reads and "cold" not in self.not_measured:
+            self.timings.pop("cold", None)
+            self.not_measured["cold"] = (
+                f"{self.not_cold} of {reads} reads of files that were dropped took nothing "
+                "from a device"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Everything, for the JSON file."""
@@ -113,6 +129,7 @@ class Runner:
             **self.facts,
             "reads": reads if self.alive else {},
             "not_measured": self.not_measured,
+            "reads_not_cold": self.not_cold,
         }
 
 
@@ -148,7 +165,7 @@ def _load(batch: Sequence[Runner], volumes: Sequence[Volume]) -> None:
     for runner in batch:
         facts = runner.answer()
         if facts is not None and "missing" in facts:
-            runner.status = f"not installed: {EXTRA}"
+            runner.status = facts["missing"]
         elif facts is not None:
             runner.facts = facts
 
@@ -190,6 +207,7 @@ def compare(
         for runner in _in_turn(started, number):
             runner.read_cold(turn)
     for runner in started:
+        runner.judge_cold(len(cold))
         if runner.alive:
             runner.ask("close_all")
 
@@ -276,6 +294,8 @@ def starve(
         Whether it was measured, and why not.
     """
     try:
+        if not turns:
+            raise BenchmarkError("left out of this run")
         parent = find_parent()
     except BenchmarkError as error:
         for runner in started:
@@ -288,27 +308,38 @@ def starve(
             if runner.kind.in_memory:
                 runner.not_measured["starved"] = IN_MEMORY
             elif runner.alive:
-                stack.enter_context(_limited(runner, volumes, parent))
-                limited.append(runner)
-        for number, burst in enumerate(bursts(turns)):
+                try:
+                    stack.enter_context(_limited(runner, volumes, parent))
+                except BenchmarkError as error:
+                    runner.not_measured["starved"] = str(error)
+                else:
+                    limited.append(runner)
+        for number, burst in enumerate(bursts(turns) if limited else ()):
             for runner in _in_turn(limited, number):
                 runner.read_warm(burst)
+    if not limited:
+        reasons = {r.not_measured["starved"] for r in started if "starved" in r.not_measured}
+        return {"measured": False, "reason": "; ".join(sorted(reasons - {IN_MEMORY}))}
     return {"measured": True, "memory_share": _STARVED_SHARE}
 
 
 @contextmanager
 def _limited(runner: Runner, volumes: Sequence[Volume], parent: Path) -> Iterator[None]:
-    """Put a runner into a new process with little memory for as long as the block lasts."""
+    """Put a runner into a new process with little memory for as long as the block lasts.
+
+    Raises:
+        BenchmarkError: the control group was refused.
+    """
     plain = runner.process
     process = Process()
     try:
         with Cgroup(process.pid, parent) as cgroup:
             runner.process, runner.state = process, "starved"
-            runner.ask("load", runner.name, list(volumes), runner.folder, False)
-            runner.ask("drop")
-            anonymous = runner.ask("memory", "RssAnon") or 0
-            cgroup.limit(anonymous + int(_STARVED_SHARE * sum(runner.facts["bytes"].values())))
             try:
+                runner.ask("load", runner.name, list(volumes), runner.folder, False)
+                runner.ask("drop")
+                anonymous = runner.ask("memory", "RssAnon") or 0
+                cgroup.limit(anonymous + int(_STARVED_SHARE * sum(runner.facts["bytes"].values())))
                 yield
             finally:
                 runner.process = plain

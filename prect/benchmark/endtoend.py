@@ -19,7 +19,6 @@ FEEDING = "prect.benchmark.feeding"
 VOLUMES_PER_GPU = 53 / 8
 """Volumes a second that one H100 takes when it trains VoCo-B: 53 on eight is the published pace."""
 RESUME_STEP = 1_000_000
-START_WORKERS = 2
 _SIMULATED = "simulated"
 
 
@@ -37,18 +36,19 @@ def feed(
     Args:
         workspace: with the stores and the manifest of ``dataset``.
         dataset: its name.
-        volumes: those whose pickles PersistentDataset reads.
+        volumes: what every loader reads, prect from their stores of HU.
         pickles: folder of the arm ``monai-persistent``; None leaves it out.
         workers: numbers of reading processes.
         seconds: to measure each for.
         on_step: told what is done next.
     """
     rows = []
+    stores = [volume.hu for volume in volumes]
     for count in workers:
         on_step(f"loaders with {count} workers")
         asked: list[tuple[str, str, tuple[object, ...]]] = [
-            ("prect", "prect", (workspace.root, dataset, count, seconds, False)),
-            ("prect, aligned", "prect", (workspace.root, dataset, count, seconds, True)),
+            ("prect", "prect", (workspace.root, dataset, stores, count, seconds, False)),
+            ("prect, aligned", "prect", (workspace.root, dataset, stores, count, seconds, True)),
         ]
         if pickles is not None:
             asked.append(("monai-persistent", "monai", (list(volumes), pickles, count, seconds)))
@@ -73,7 +73,7 @@ def _gpus(row: dict[str, Any]) -> dict[str, float]:
 
 
 def start(
-    folder: Path, workspace: Workspace, dataset: str, rows: int, on_step: Step
+    folder: Path, workspace: Workspace, dataset: str, rows: int, workers: int, on_step: Step
 ) -> dict[str, Any]:
     """Time a run's first batch from a manifest of many volumes, at step 0 and far on.
 
@@ -82,6 +82,7 @@ def start(
         workspace: with the stores that stand for all of them.
         dataset: theirs.
         rows: of the manifest.
+        workers: reading processes.
         on_step: told what is done next.
 
     Returns:
@@ -89,10 +90,10 @@ def start(
     """
     on_step(f"simulating {rows:,} volumes")
     simulated = simulate(folder, workspace, dataset, rows)
-    told: dict[str, Any] = {"rows": rows, "workers": START_WORKERS, "resume_step": RESUME_STEP}
+    told: dict[str, Any] = {"rows": rows, "workers": workers, "resume_step": RESUME_STEP}
     for key, step in (("first", 0), ("resume", RESUME_STEP)):
         on_step(f"the first batch at step {step:,}")
-        found = _ask("first_batch", simulated.root, _SIMULATED, START_WORKERS, step)
+        found = _ask("first_batch", simulated.root, _SIMULATED, workers, step)
         told |= {"reason": found["reason"]} if "reason" in found else {key: found}
     return told
 

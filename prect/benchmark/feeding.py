@@ -10,11 +10,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from prect.benchmark import children
 from prect.benchmark.boxes import REGION, Volume
+from prect.benchmark.measuring import BenchmarkError
 from prect.benchmark.worker import serve
+from prect.manifests.stores import load_cache_table
 from prect.train.config import TrainConfig, load_config
-from prect.train.data import open_data
+from prect.train.data import TrainingData, open_data
 from prect.train.loader import start_server, train_loader
 from prect.workspace import Workspace
 
@@ -27,7 +31,7 @@ _MANY_STEPS = 1_000_000
 
 
 def recipe(dataset: str, workers: int, *settings: str) -> TrainConfig:
-    """Settings of a run of the v2 recipe that holds one patient out."""
+    """Settings of a run of the v2 recipe; one that splits its patients holds one out."""
     return load_config(
         overrides=(
             *(f"recipe={RECIPE}", "run.name=benchmark", f'data.datasets=["{dataset}"]'),
@@ -37,23 +41,45 @@ def recipe(dataset: str, workers: int, *settings: str) -> TrainConfig:
     )
 
 
+def these(workspace: Workspace, dataset: str, stores: Sequence[Path]) -> TrainingData:
+    """Some stores of a data set, all of them to train on.
+
+    Raises:
+        BenchmarkError: the manifest of the data set does not list one of them.
+        ManifestError: the data set has no stores.
+    """
+    table = load_cache_table(workspace, [dataset])
+    wanted = set(stores)
+    rows = [row for row in range(len(table)) if table.store(workspace, row) in wanted]
+    if len(rows) != len(wanted):
+        raise BenchmarkError(f"the manifest of {dataset} lists {len(rows)} of {len(wanted)} stores")
+    return TrainingData(workspace, table, {"train": np.array(rows)})
+
+
 class Feeding:
     """What may be asked for; each method ends the workers that it starts."""
 
     def prect(
-        self, workspace: Path, dataset: str, workers: int, seconds: float, align: bool
+        self,
+        workspace: Path,
+        dataset: str,
+        stores: Sequence[Path],
+        workers: int,
+        seconds: float,
+        align: bool,
     ) -> dict[str, Any]:
         """Rate of prect's own training loader.
 
         Args:
             workspace: with the stores of ``dataset``.
             dataset: its name.
+            stores: those of it that are read, none held out.
             workers: reading processes.
             seconds: to measure for.
             align: put box origins on the grid of inner chunks.
         """
         config = recipe(dataset, workers, f"view.align={str(align).lower()}")
-        views = open_data(Workspace(workspace), config).views(config)
+        views = these(Workspace(workspace), dataset, stores).views(config)
         batches = train_loader(views, config, range(_MANY_STEPS), recycle=True)
         return _rate(batches, seconds)
 
@@ -85,7 +111,8 @@ class Feeding:
         """
         began = time.perf_counter()
         config = recipe(dataset, workers)
-        start_server()
+        if workers:
+            start_server()
         views = open_data(Workspace(workspace), config).views(config)
         opened = time.perf_counter() - began
         batches = train_loader(views, config, range(step, step + 100))

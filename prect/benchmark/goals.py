@@ -121,10 +121,11 @@ def _time_goal(figures: Figures, against: Against, view: str) -> Goal:
     by_volume = {
         volume: other["p50_ms_by_volume"][volume] / ms
         for volume, ms in own["p50_ms_by_volume"].items()
+        if volume in other["p50_ms_by_volume"]  # where each read of a volume was dropped it is not
     }
-    volume = min(by_volume, key=lambda each: by_volume[each])
+    volume = min(by_volume, key=lambda each: by_volume[each], default=None)
     detail = f"{own['p50_ms']:.2f} ms, {arm} {other['p50_ms']:.2f} ms"
-    worst = f"{volume}: {by_volume[volume]:.2f}"
+    worst = "" if volume is None else f"{volume}: {by_volume[volume]:.2f}"
     return Goal(name, ratio, bound, ratio >= least, detail, worst)
 
 

@@ -24,6 +24,10 @@ class BenchmarkError(PrectError, RuntimeError):
     """What is measured failed, or is not there to be measured."""
 
 
+class UnavailableError(BenchmarkError):
+    """This machine lacks what an arm needs beside its library."""
+
+
 @dataclass(frozen=True)
 class Timing:
     """One read."""

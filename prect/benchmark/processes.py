@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-import select
+import selectors
 import subprocess
 import sys
 import tempfile
@@ -84,7 +84,10 @@ class Process:
         answers = self._process.stdout
         if answers is None:
             raise BenchmarkError("the process was started without a pipe")
-        if not select.select([answers], [], [], _ANSWER_SECONDS)[0]:
+        with selectors.DefaultSelector() as waiting:
+            waiting.register(answers, selectors.EVENT_READ)
+            answered = waiting.select(_ANSWER_SECONDS)
+        if not answered:
             raise BenchmarkError(f"no answer within {_ANSWER_SECONDS:.0f} s: the process hangs")
         try:
             state, result = pickle.load(answers)

@@ -1,4 +1,7 @@
-"""A limit on the memory of one process, page cache included: a control group (cgroup v2)."""
+"""A limit on the memory of one process, page cache included: a control group, version 2 or 1.
+
+Limits on a process itself (rlimit) do not count the page cache, so they are of no use here.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +13,39 @@ from types import TracebackType
 
 from prect.benchmark.measuring import BenchmarkError
 
+_FIRST_LIMIT = "memory.limit_in_bytes"
+"""File of the limit in a group of version 1."""
+_FORBIDDEN = "this user may not make control groups"
+_NO_RLIMIT = "a limit on the process (rlimit) would not do, it does not count the page cache"
+
 
 def groups_above(mounts: str, groups: str) -> list[Path]:
-    """Folders of this process's control group of version 2 and of the one above it.
+    """Folders of control groups in which one that limits memory may be made.
 
-    A group that holds processes seldom hands on the control of memory, but the one above it does:
-    there a group beside this process's own can be made.
+    Of version 2 this process's own and the one above it: a group that holds processes seldom hands
+    on the control of memory, but the one above it does, and there a group beside this process's
+    own can be made. Then this process's own of version 1, where that controls memory.
 
     Args:
         mounts: text of ``/proc/self/mounts``.
         groups: text of ``/proc/self/cgroup``.
     """
-    roots = [line.split()[1] for line in mounts.splitlines() if line.split()[2] == "cgroup2"]
-    paths = [line[3:] for line in groups.splitlines() if line.startswith("0::")]
-    if not roots or not paths:
-        return []
-    root = Path(roots[0])
-    own = root / paths[0].lstrip("/")
-    return [own] if own == root else [own, own.parent]
+    second: list[Path] = []
+    first: list[Path] = []
+    for line in mounts.splitlines():
+        _, place, kind, options, *_ = line.split()
+        if kind == "cgroup2":
+            for own in _owned(Path(place), groups, ""):
+                second += [own] if own == Path(place) else [own, own.parent]
+        elif kind == "cgroup" and "memory" in options.split(","):
+            first += _owned(Path(place), groups, "memory")
+    return [*second, *first]
+
+
+def _owned(root: Path, groups: str, controller: str) -> list[Path]:
+    """This process's own group in a hierarchy: none or one; version 2 names no controller."""
+    entries = [line.split(":", 2) for line in groups.splitlines()]
+    return [root / path.lstrip("/") for _, names, path in entries if controller in names.split(",")]
 
 
 def _known() -> list[Path]:
@@ -54,12 +72,13 @@ def find_parent(candidates: Sequence[Path] | None = None) -> Path:
         if reason is None:
             return candidate
         reasons.append(reason)
-    raise BenchmarkError(
-        reasons[-1] if reasons else "this system has no control groups of version 2"
-    )
+    reason = reasons[-1] if reasons else "this system has no control groups"
+    raise BenchmarkError(f"{reason}; {_NO_RLIMIT}")
 
 
 def _why_not(parent: Path) -> str | None:
+    if _is_first(parent):
+        return None if os.access(parent, os.W_OK) else _FORBIDDEN
     try:
         controllers = (parent / "cgroup.controllers").read_text(encoding="ascii").split()
         shared = (parent / "cgroup.subtree_control").read_text(encoding="ascii").split()
@@ -70,8 +89,13 @@ def _why_not(parent: Path) -> str | None:
     if "memory" not in shared:
         return "this process's control group does not hand on the control of memory"
     if not os.access(parent, os.W_OK):
-        return "this user may not make control groups"
+        return _FORBIDDEN
     return None
+
+
+def _is_first(group: Path) -> bool:
+    """Whether a group is of version 1."""
+    return (group / _FIRST_LIMIT).exists()
 
 
 class Cgroup:
@@ -85,6 +109,7 @@ class Cgroup:
     def __init__(self, pid: int, parent: Path) -> None:
         self.path = parent / f"prect-benchmark-{pid}"
         self._pid = pid
+        self._first = _is_first(parent)
 
     def __enter__(self) -> Cgroup:
         try:
@@ -96,11 +121,22 @@ class Cgroup:
         return self
 
     def limit(self, count: int) -> None:
-        """Give the process so many bytes of memory from now on, and no swap."""
-        (self.path / "memory.max").write_text(str(count), encoding="ascii")
-        swap = self.path / "memory.swap.max"
-        if swap.exists():
-            swap.write_text("0", encoding="ascii")
+        """Give the process so many bytes of memory from now on, and no swap.
+
+        Raises:
+            BenchmarkError: the system refuses.
+        """
+        if self._first:
+            # Here the second limit is on the sum of memory and swap.
+            limit, swap, in_swap = _FIRST_LIMIT, "memory.memsw.limit_in_bytes", count
+        else:
+            limit, swap, in_swap = "memory.max", "memory.swap.max", 0
+        try:
+            (self.path / limit).write_text(str(count), encoding="ascii")
+            if (self.path / swap).exists():
+                (self.path / swap).write_text(str(in_swap), encoding="ascii")
+        except OSError as error:
+            raise BenchmarkError(f"the limit on memory was refused ({error.strerror})") from error
 
     def _remove(self) -> None:
         with suppress(OSError):  # it was never made, or a process in it has not quite ended

@@ -138,7 +138,9 @@ def _device(figures: Figures, document: Document) -> TextTable:
                 _number(None if found is None else found["device_bytes"], "{:.2f}", 1e-6)
                 for found in reads
             ]
-            rows.append((arm["title"], *cells))
+            dropped = arm.get("reads_not_cold")
+            told = f" ({dropped} reads were not cold and are left out)" if dropped else ""
+            rows.append((arm["title"] + told, *cells))
     return TextTable("Cold: MB read from the device a sample", ("reader", *views), rows)
 
 

@@ -26,8 +26,10 @@ from numpy.typing import NDArray
 from prect.benchmark import measuring
 from prect.benchmark.arms import Arm, find_arm
 from prect.benchmark.boxes import Box, Volume
-from prect.benchmark.measuring import BenchmarkError, Timing
+from prect.benchmark.measuring import Timing, UnavailableError
 from prect.units import Triple
+
+EXTRA = "pip install 'prect[bench]'"
 
 
 @dataclass
@@ -54,8 +56,10 @@ class Server:
         began = time.perf_counter()
         try:
             kind.load()
-        except ImportError as error:
-            return {"missing": f"{error}"}
+        except ImportError:
+            return {"missing": f"not installed: {EXTRA}"}
+        except UnavailableError as error:
+            return {"missing": f"not available: {error}"}
         seconds = time.perf_counter() - began
         self.arms = {volume.name: kind(volume, folder) for volume in volumes}
         if write:
@@ -97,18 +101,12 @@ class Server:
         return timings
 
     def cold(self, volume: str, box: Box) -> Timing:
-        """Drop the files from the page cache, open them, read a box, and close them.
-
-        Raises:
-            BenchmarkError: the read was not cold.
-        """
+        """Drop the files from the page cache, open them, read a box, and close them."""
         arm, out = self.arms[volume], self._buffer(box)
         self.close(volume)
         measuring.drop(arm.files())
         timing = self._timed(lambda: (arm.open(), arm.read(box, out)))
         arm.close()  # what stays mapped here cannot be dropped by the arms that read the same file
-        if not timing.device_bytes:
-            raise BenchmarkError("a read of files that were dropped took nothing from a device")
         return timing
 
     def why_not_cold(self, volume: str) -> str | None:
@@ -196,6 +194,8 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     serve(Server(), sys.stdin.buffer, answers)
+    # Nothing is left to put in order, and some libraries take seconds to end their threads.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json as json_module
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,22 +30,39 @@ _WIDE = 130
 """Columns of a terminal that has room for every figure."""
 
 
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that temporary files are removed."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def benchmark_io(
+    context: typer.Context,
     json: Annotated[
         Path | None,
-        typer.Option("--json", metavar="FILE", help="Write all figures here as JSON."),
+        typer.Option("--json", metavar="FILE", help="Write every figure to this file, as JSON."),
     ] = None,
     png: Annotated[
         Path | None,
-        typer.Option("--png", metavar="FILE", help="Draw the medians (ms) as a chart, PNG."),
+        typer.Option("--png", metavar="FILE", help="Draw the medians (ms) to this file, as PNG."),
     ] = None,
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="Small phantoms and few boxes, less than a minute: a trial."),
+        typer.Option("--quick", help="A trial of a minute: small phantoms and few boxes."),
     ] = False,
     dataset: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Read stores of this data set, not phantoms."),
+        typer.Option(
+            metavar="NAME", help="Read stores of this data set of --workspace, not phantoms."
+        ),
     ] = None,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     rounds: Annotated[
@@ -55,14 +75,16 @@ def benchmark_io(
     arms: Annotated[
         list[str] | None,
         typer.Option(
-            "--arms", metavar="NAME", help="Compare prect with this reader only; may be repeated."
+            "--arms",
+            metavar="NAME",
+            help="Compare prect with this reader only; may be repeated. --dry-run lists them.",
         ),
     ] = None,
     folder: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Make temporary files in here (about 2 GB); its disk is the one measured.",
+            help="Folder for temporary files (about 2 GB), on the disk to be measured.",
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be measured.")] = False,
@@ -73,9 +95,13 @@ def benchmark_io(
     from prect.benchmark.run import Plan, failures, run
     from prect.workspace import Workspace
 
+    given = context.get_parameter_source("workspace")
+    if dataset is None and given is not None and given.name == "COMMANDLINE":
+        raise typer.BadParameter("--workspace needs --dataset: phantoms have a workspace of theirs")
     plan = Plan.quick() if quick else Plan()
     if rounds is not None:
-        plan = replace(plan, rounds=rounds, cold_rounds=rounds, starved_rounds=rounds)
+        starved = rounds if plan.starved_rounds else 0
+        plan = replace(plan, rounds=rounds, cold_rounds=rounds, starved_rounds=starved)
     if volumes is not None:
         plan = replace(plan, volumes=volumes)
     for path in (json, png):
@@ -87,6 +113,7 @@ def benchmark_io(
     place = None if dataset is None else (Workspace(workspace), dataset)
     with (
         interruptible("nothing is left behind, and nothing was written"),
+        _terminable(),
         progress_bar("step", quiet=False) as progress,
     ):
         task = progress.add_task("benchmark-io", total=None)
@@ -131,6 +158,7 @@ def _show(document: dict[str, Any]) -> None:
     console.print(f"{known['processor']}, {known['cores']} cores, {known['system']}")
     named = (f"{name} {found}" for name, found in known["versions"].items() if found)
     console.print(f"Python {known['python']}, {', '.join(named)}")
+    console.print(f"prect's decoder: {document['decoder']}")
     for each in tables(document):
         console.print(_rich(each))
         console.print()

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from prect.benchmark.arms import Memmap
 from prect.benchmark.boxes import Box
+from prect.benchmark.measuring import UnavailableError
 
 
 class OneVoxelOff(Memmap):
@@ -33,6 +34,16 @@ class NotThere(Memmap):
     @classmethod
     def load(cls) -> None:
         raise ImportError("No module named 'library_that_does_not_exist'")
+
+
+class Unavailable(Memmap):
+    """This machine lacks what it needs."""
+
+    name = "unavailable"
+
+    @classmethod
+    def load(cls) -> None:
+        raise UnavailableError("libc exports no such thing")
 
 
 class Dies(Memmap):

@@ -10,7 +10,7 @@ import pytest
 
 from prect.benchmark.arms import arms
 from prect.benchmark.boxes import Volume, draw_turns
-from prect.benchmark.compare import Runner, compare, runners, starve
+from prect.benchmark.compare import Runner, compare, runners
 from prect.benchmark.inputs import prepare
 from prect.workspace import Workspace
 from tests.train.conftest import DATASET, toy_volume, write_toy_store
@@ -34,7 +34,8 @@ class Compared:
     """What was measured of every arm."""
 
     runners: dict[str, Runner]
-    starved: dict[str, object]
+    folder: Path
+    """Of the files of the arms."""
 
 
 def compare_arms(names: Sequence[str], volumes: Sequence[Volume], folder: Path) -> Compared:
@@ -42,8 +43,7 @@ def compare_arms(names: Sequence[str], volumes: Sequence[Volume], folder: Path) 
     turns = draw_turns(volumes, 1)
     with runners(names, volumes, folder, lambda _: None) as started:
         compare(started, volumes, turns, turns, lambda _: None)
-        starved = starve(started, volumes, turns, lambda _: None)
-    return Compared({runner.name: runner for runner in started}, starved)
+    return Compared({runner.name: runner for runner in started}, folder)
 
 
 @pytest.fixture(scope="session")

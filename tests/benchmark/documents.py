@@ -15,6 +15,7 @@ MS = {
     "blosc2": 3.0,
     "mlarray": 1.9,
     "decode-limit": 1.8,
+    "decode-limit-compiled": 1.5,
 }
 MEGABYTES = {
     "prect": 12,
@@ -25,6 +26,7 @@ MEGABYTES = {
     "blosc2": 10,
     "mlarray": 11,
     "decode-limit": 11,
+    "decode-limit-compiled": 11,
 }
 
 
@@ -58,8 +60,9 @@ def arm(name: str) -> dict[str, Any]:
         "resident_bytes": 100_000_000,
         "peak_bytes": 150_000_000,
         "first_read_ms": 5.0,
-        "reads": {"warm": warm} if name == "decode-limit" else {"warm": warm, "cold": cold},
+        "reads": {"warm": warm} if name.startswith("decode") else {"warm": warm, "cold": cold},
         "not_measured": {"starved": "not allowed here"},
+        "reads_not_cold": 0,
     }
 
 
@@ -77,6 +80,7 @@ def document() -> dict[str, Any]:
             for n in (0, 1)
         ],
         "prect": "0.1",
+        "decoder": "CompiledDecoder",
         "starved": {"measured": False, "reason": "not allowed here"},
         "machine": {
             "processor": "a processor",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
+from numcodecs import blosc
 
 from prect.benchmark import processes
-from prect.benchmark.arms import arms, scaled
+from prect.benchmark.arms import CompiledDecodeLimit, Memmap, arms, scaled
 from prect.benchmark.boxes import ALIGNED, VIEWS, Volume, draw_turns
-from prect.benchmark.compare import difference
-from prect.benchmark.measuring import BenchmarkError
+from prect.benchmark.compare import Runner, difference
+from prect.benchmark.measuring import BenchmarkError, Timing
 from prect.benchmark.processes import Process
 from tests.benchmark.conftest import Compared, compare_arms
 
@@ -50,12 +52,63 @@ def test_cold_reads_come_from_the_device_or_it_says_why_not(compared: Compared, 
         assert view["device_bytes"] > 0
 
 
-def test_short_of_memory_is_measured_or_says_why_not(compared: Compared) -> None:
-    prect = compared.runners["prect"]
-    if compared.starved["measured"]:
-        assert set(prect.to_json()["reads"]["starved"]) == {*VIEWS, ALIGNED}
+class Answers:
+    """Stands for a process whose cold reads take these bytes from a device."""
+
+    def __init__(self, device_bytes: list[int]) -> None:
+        self.device_bytes = iter(device_bytes)
+
+    def ask(self, *_: object) -> Timing:
+        return Timing(0.001, 0.001, next(self.device_bytes))
+
+
+@pytest.mark.parametrize(("warm", "measured"), [(2, True), (3, False)])
+def test_a_read_that_was_not_cold_is_dropped_and_too_many_give_it_up(
+    volumes: list[Volume], warm: int, measured: bool
+) -> None:
+    turns = draw_turns(volumes, 3)[:20]
+    answers = Answers([0] * warm + [4096] * (20 - warm))
+    runner = Runner("memmap", Memmap, cast(Process, answers), Path(), state="cold")
+    for turn in turns:
+        runner.read_cold(turn)
+    runner.judge_cold(len(turns))
+    told = runner.to_json()
+    assert told["reads_not_cold"] == warm
+    if measured:
+        reads = told["reads"]["cold"].values()
+        assert sum(view["reads"] for view in reads) == 20 - warm
+        assert {view["device_bytes"] for view in reads} == {4096}
+        assert told["not_measured"] == {}
     else:
-        assert compared.starved["reason"] == prect.not_measured["starved"]
+        assert "cold" not in told["reads"]
+        assert told["not_measured"]["cold"].startswith("3 of 20 reads")
+
+
+def test_the_compiled_limit_decodes_every_chunk_that_the_box_touches(
+    volumes: list[Volume], tmp_path: Path
+) -> None:
+    arm = CompiledDecodeLimit(volumes[0], tmp_path)
+    arm.load()
+    arm.open()
+    box = draw_turns(volumes, 1)[0].box
+    arm.prepare(box)
+    out = np.empty(box.shape, dtype=np.int16)
+    arm.read(box, out)
+    assert len(arm.offsets) == len(arm.bodies) > 1
+    last = np.empty(volumes[0].chunk, dtype=np.int16)
+    blosc.decompress(arm.bodies[-1], last)
+    assert np.array_equal(arm.scratch, last)
+    arm.frames = arm.frames.copy()
+    arm.frames[arm.offsets[1] : arm.offsets[1] + 16] = 0
+    with pytest.raises(BenchmarkError, match="1 chunks were not decompressed"):
+        arm.read(box, out)
+
+
+def test_an_arm_that_this_machine_cannot_have_says_so(
+    volumes: list[Volume], tmp_path: Path
+) -> None:
+    arm = compare_arms([f"{BROKEN}:Unavailable"], volumes, tmp_path).runners
+    assert arm[f"{BROKEN}:Unavailable"].status == "not available: libc exports no such thing"
 
 
 def test_bytes_are_those_of_the_files(compared: Compared, volumes: list[Volume]) -> None:
@@ -112,6 +165,7 @@ def test_a_process_that_hangs_is_ended(
     with Process() as process:
         process.ask("load", f"{BROKEN}:Hangs", volumes, tmp_path, True)
         monkeypatch.setattr(processes, "_ANSWER_SECONDS", 0.5)
+        monkeypatch.setattr(processes, "_END_SECONDS", 0.1)
         with pytest.raises(BenchmarkError, match="hangs"):
             process.ask("warm", turn.volume, [turn.box])
         pid = process.pid

@@ -54,6 +54,18 @@ def test_the_worst_volume_is_named() -> None:
     assert goal.worst == "volume1: 5.00"
 
 
+def test_the_compiled_limit_has_no_goal() -> None:
+    assert not [name for name in by_name(document()) if "decode-limit-compiled" in name]
+
+
+def test_a_volume_without_a_cold_read_left_has_no_ratio() -> None:
+    told = document()
+    for arm in told["arms"]:
+        if arm["name"] == "blosc2":
+            del arm["reads"]["cold"]["64^3"]["p50_ms_by_volume"]["volume0"]
+    assert by_name(told)["64^3, cold, against blosc2"].worst == "volume1: 1.50"
+
+
 def test_a_goal_whose_arm_is_missing_is_not_met_and_not_missed() -> None:
     told = document()
     for arm in told["arms"]:

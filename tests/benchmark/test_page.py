@@ -33,6 +33,7 @@ def test_figures_go_between_the_marks_and_replace_what_was_there(program: Module
     assert once.endswith("\nafter\n")
     assert "old figures" not in once
     assert "| the tensorstore | 2.50 1.2x |" in once
+    assert "prect 0.1 with its CompiledDecoder, " in once
     assert program.with_figures(once, document()) == once
 
 
@@ -47,6 +48,7 @@ def test_the_page_has_marks_and_names_every_reader(program: ModuleType) -> None:
     described = page[: page.index(program.BEGIN)]
     for arm in arms().values():
         assert f"| {arm.title.split(',')[0].removesuffix(' .b2nd as nnU-Net v2')}" in described
+        assert not arm.limit or f"| {arm.title} |" in described
 
 
 def test_the_program_needs_a_file() -> None:

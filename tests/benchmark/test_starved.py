@@ -38,6 +38,37 @@ def test_the_first_group_that_hands_on_the_control_of_memory(tmp_path: Path) -> 
     assert find_parent([above, own]) == above
 
 
+def test_the_group_of_version_1_comes_after_those_of_version_2() -> None:
+    mounts = (
+        "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n"
+        "cgroup /sys/fs/cgroup/memory cgroup rw,relatime,memory 0 0\n"
+        "cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n"
+    )
+    groups = "9:memory:/job/7\n1:cpu:/\n0::/\n"
+    root = Path("/sys/fs/cgroup")
+    assert groups_above(mounts, groups) == [root / "unified", root / "memory/job/7"]
+
+
+def test_version_1_is_taken_where_version_2_does_not_control_memory(tmp_path: Path) -> None:
+    second = group(tmp_path / "second", "", "")
+    first = tmp_path / "first"
+    first.mkdir()
+    (first / "memory.limit_in_bytes").write_text("9223372036854771712")
+    assert find_parent([second, first]) == first
+    with pytest.raises(BenchmarkError, match=r"do not control memory.*rlimit.*page cache"):
+        find_parent([second])
+
+
+def test_a_group_of_version_1_limits_memory_and_the_sum_with_swap(tmp_path: Path) -> None:
+    (tmp_path / "memory.limit_in_bytes").write_text("9223372036854771712")
+    with Cgroup(4711, tmp_path) as cgroup:
+        (cgroup.path / "memory.memsw.limit_in_bytes").write_text("9223372036854771712")
+        cgroup.limit(123456)
+        assert (cgroup.path / "memory.limit_in_bytes").read_text() == "123456"
+        assert (cgroup.path / "memory.memsw.limit_in_bytes").read_text() == "123456"
+        assert not (cgroup.path / "memory.max").exists()
+
+
 @pytest.mark.parametrize(
     ("controllers", "shared", "reason"),
     [
@@ -74,6 +105,50 @@ def test_a_group_that_cannot_be_made(tmp_path: Path) -> None:
         Cgroup(4711, tmp_path / "missing").__enter__()
 
 
+@pytest.mark.parametrize("refused", ["the group", "the limit"])
+def test_an_arm_whose_group_is_refused_says_so_and_the_others_are_measured(
+    volumes: list[Volume], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    groups = []
+
+    class Grudging(Cgroup):
+        def __enter__(self) -> Cgroup:
+            groups.append(self)
+            if self is groups[0] and refused == "the group":
+                self.path = tmp_path / "missing" / "group"
+            entered = super().__enter__()
+            if self is groups[0]:
+                (self.path / "memory.max").mkdir()  # which cannot be written to
+            return entered
+
+    monkeypatch.setattr(compare, "find_parent", lambda: tmp_path)
+    monkeypatch.setattr(compare, "Cgroup", Grudging)
+    turns = draw_turns(volumes, 1)
+    with runners(["memmap", "prect"], volumes, tmp_path, lambda _: None) as started:
+        plain = started[0].process
+        told = starve(started, volumes, turns, lambda _: None)
+        assert started[0].process is plain
+        plain.ask("memory", "VmRSS")  # and it lives
+    if "dropped" in started[1].not_measured.get("starved", ""):
+        pytest.skip("no file can be dropped from the page cache here")
+    said = {"the group": "no control group could be made", "the limit": "memory was refused"}
+    assert said[refused] in started[0].not_measured["starved"]
+    assert told["measured"] is True
+    assert set(started[1].to_json()["reads"]) == {"starved"}
+
+
+def test_where_every_group_is_refused_it_was_not_measured(
+    volumes: list[Volume], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "find_parent", lambda: tmp_path / "missing")
+    turns = draw_turns(volumes, 1)
+    with runners(["memmap"], volumes, tmp_path, lambda _: None) as started:
+        told = starve(started, volumes, turns, lambda _: None)
+        assert starve(started, volumes, [], lambda _: None)["reason"] == "left out of this run"
+    assert told["measured"] is False
+    assert "no control group could be made" in told["reason"]
+
+
 def test_reads_short_of_memory_are_timed_in_processes_with_a_limit(
     volumes: list[Volume], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,7 +156,7 @@ def test_reads_short_of_memory_are_timed_in_processes_with_a_limit(
     parent.mkdir()
     monkeypatch.setattr(compare, "find_parent", lambda: parent)
     turns = draw_turns(volumes, 1)
-    with runners(["prect", "monai-cache"], volumes, tmp_path, lambda _: None) as started:
+    with runners(["prect", "decode-limit"], volumes, tmp_path, lambda _: None) as started:
         told = starve(started, volumes, turns, lambda _: None)
     if (reason := started[0].not_measured.get("starved")) is not None:
         pytest.skip(f"no file can be dropped from the page cache here: {reason}")

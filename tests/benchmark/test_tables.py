@@ -48,6 +48,13 @@ def test_what_was_not_measured_is_said_and_not_left_out(told: dict[str, Any]) ->
     assert "not allowed here" in [row[0] for row in starved.rows]
 
 
+def test_reads_that_were_not_cold_are_counted_in_the_table(told: dict[str, Any]) -> None:
+    told["arms"][0]["reads_not_cold"] = 2
+    rows = titled(tables(told), "Cold: MB read from the device").rows
+    assert rows[0][0] == "the prect (2 reads were not cold and are left out)"
+    assert rows[1][0] == "the prect-window"
+
+
 def test_verdicts_and_loaders(told: dict[str, Any]) -> None:
     verdicts = {row[3] for row in titled(tables(told), "Goals").rows}
     assert verdicts == {"pass", "falls short"}
