@@ -94,4 +94,6 @@ def _bars(
 
 
 def _colour(name: str) -> str:
-    return {OWN_ARM: _OWN, WINDOW_ARM: _WINDOW, "decode-limit": _LIMIT}.get(name, _OTHER)
+    if name.startswith("decode-limit"):
+        return _LIMIT
+    return {OWN_ARM: _OWN, WINDOW_ARM: _WINDOW}.get(name, _OTHER)
