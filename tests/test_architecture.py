@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import prect
+
 PACKAGE = Path(__file__).resolve().parents[1] / "prect"
 BASE = {"prect", "prect.errors", "prect.files", "prect.units", "prect.workspace"}
 # Room -> what it may import besides the base and itself. The first matching prefix counts.
@@ -78,6 +80,8 @@ ALLOWED: dict[str, set[str]] = {
         "prect.train",
     },
 }
+# What ``import prect`` offers; loaded when first asked for, named for type checkers before.
+OFFERED = {"prect.train.open_dataset", "prect.train.weights"}
 HEAVY = {"torch", "monai", "dask", "distributed", "SimpleITK", "zarr", "matplotlib", "pyarrow"}
 
 
@@ -113,6 +117,8 @@ def room_of(module: str) -> str | None:
 
 
 def may_import(module: str, target: str) -> bool:
+    if module == "prect":
+        return target in OFFERED
     room = room_of(module)
     if target in BASE or room is None:
         return target in BASE
@@ -165,6 +171,14 @@ def test_the_reader_needs_no_heavy_library() -> None:
 
 def test_the_command_line_needs_no_heavy_library() -> None:
     assert not loaded_by("import prect.cli") & HEAVY
+
+
+def test_the_package_alone_needs_no_heavy_library() -> None:
+    assert not loaded_by("import prect; dir(prect)") & HEAVY
+
+
+def test_what_the_package_offers_can_be_had() -> None:
+    assert {getattr(prect, name).__module__ for name in prect.__all__[1:]} == OFFERED
 
 
 def test_training_needs_neither_dask_nor_prects_ingest() -> None:

@@ -9,7 +9,18 @@ import typer
 from rich.text import Text
 
 from prect import __version__
-from prect.cli import benchmark, build, data, datasets, ingest, stores, training, verify
+from prect.cli import (
+    benchmark,
+    build,
+    data,
+    datasets,
+    ingest,
+    probe,
+    stores,
+    training,
+    verify,
+    weights,
+)
 from prect.cli.console import ExitCode, console
 from prect.errors import PrectError
 
@@ -47,7 +58,9 @@ app.command("remove")(stores.remove)
 app.command("gc")(stores.gc)
 app.command("status")(data.status)
 app.command("train")(training.train)
-app.command("export")(training.export)
+app.command("export")(weights.export)
+app.command("weights")(weights.weights)
+app.command("probe")(probe.probe)
 app.command("replay")(training.replay)
 app.command("benchmark-io")(benchmark.benchmark_io)
 

@@ -1,4 +1,4 @@
-"""Commands around a training run: train, export, replay."""
+"""Commands around a training run: train, replay."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 def train(
     *,
     preset: Annotated[
-        str | None, typer.Option(help="Settings to start from: demo, tiny, voco-b or voco-b-mix.")
+        str | None,
+        typer.Option(
+            help="Settings to start from: demo, tiny, voco-v1, voco-b, voco-b-mix, voco-l, voco-h."
+        ),
     ] = None,
     config: Annotated[
         Path | None,
@@ -76,7 +79,7 @@ def train(
         overrides.append(f"optim.max_steps={max_steps}")
     resolved = load_config(preset, config, overrides)
     if resume not in ("auto", "never"):
-        resume = str(_run_path(resume, workspace))
+        resume = str(run_path(resume, workspace))
     if dry_run:
         gpus = _present_gpus() if gpus is None else gpus
         plan = _plan(resolved, Workspace(workspace), gpus, procs, resume)
@@ -103,41 +106,6 @@ def train(
         emit_json(summary)
 
 
-def export(
-    source: Annotated[
-        str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Run name or folder, or a .pt file.")
-    ],
-    target: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="File to write.")],
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the checkpoint; write no file.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Write the encoder's weights as safetensors, under the names that MONAI's networks use."""
-    from prect.train.export import export_weights
-
-    result = export_weights(_run_path(source, workspace), target, force=force, dry_run=dry_run)
-    written = "not written" if dry_run else "written"
-    console.print(
-        f"{result.tensors} tensors, {result.parameters:,} numbers of {result.network} at step "
-        f"{result.step} {written} to {result.path}"
-    )
-    if as_json:
-        emit_json(
-            {
-                "path": str(result.path),
-                "checkpoint": str(result.checkpoint),
-                "network": result.network,
-                "step": result.step,
-                "tensors": result.tensors,
-                "parameters": result.parameters,
-                "dry_run": dry_run,
-            }
-        )
-
-
 def replay(
     *,
     run: Annotated[str, typer.Option(help="Run name or folder.")],
@@ -155,7 +123,7 @@ def replay(
     from prect.train.replay import replay as replay_step
     from prect.workspace import Workspace
 
-    folder = _run_path(run, workspace)
+    folder = run_path(run, workspace)
     target = out or folder / "replay"
     result = replay_step(Workspace(workspace), folder, step, target, dry_run=dry_run)
     for sample in result.document["samples"]:
@@ -222,11 +190,8 @@ class _Listener:
         elif note is not None:
             console.print(f"step {step}/{self._max_steps}  {note}")
 
-    def on_eval(self, step: int, heldout: Heldout) -> None:
-        console.print(
-            f"step {step}: held-out pos+neg {heldout.total:.3f}, top-1 {heldout.top1:.2f} "
-            f"(chance {heldout.chance:.2f}), {heldout.views} views"
-        )
+    def on_eval(self, step: int, heldout: Heldout, sentence: str) -> None:
+        console.print(f"step {step}: held-out {_heldout_note(heldout)}; {sentence}")
 
     def close(self) -> None:
         """Give the terminal back; a bar that is left running hides the cursor."""
@@ -242,31 +207,73 @@ class _Listener:
 def _step_note(metrics: Mapping[str, float]) -> str:
     return (
         f"loss {metrics['loss']:.3f}  pos {metrics['pos']:.3f}  neg {metrics['neg']:.3f}  "
-        f"{metrics['volumes_per_s']:.1f} volumes/s  waiting {metrics['wait_share']:.0%}"
+        f"gradient {metrics['grad_norm']:.2g}  {metrics['volumes_per_s']:.1f} volumes/s  "
+        f"waiting {metrics['wait_share']:.0%}"
     )
 
 
+def _heldout_note(heldout: Heldout) -> str:
+    parts = [
+        f"pos {heldout.pos:.3f} + neg {heldout.neg:.3f} = {heldout.total:.3f}",
+    ]
+    others = {
+        "Spearman": heldout.spearman,
+        "rank": heldout.rank,
+        "teacher distance": heldout.teacher_distance,
+    }
+    parts += [f"{name} {value:.2f}" for name, value in others.items() if value is not None]
+    return ", ".join(parts)
+
+
+_SUMMARY_ROWS = {
+    "pos": "pos",
+    "neg": "neg",
+    "total": "pos + neg",
+    "top1": "top-1",
+    "spearman": "Spearman",
+    "rank": "effective rank",
+    "rank_projected": "effective rank, projected",
+    "spread": "spread",
+    "spread_projected": "spread, projected",
+    "teacher_distance": "teacher distance",
+}
+
+
 def _print_summary(summary: Mapping[str, Any]) -> None:
-    table = Table("held out", "trained", "untrained", "best constant", title=summary["run"])
-    trained, untrained = summary["heldout"], summary["untrained"]
-    names = {"pos": "pos", "neg": "neg", "total": "pos + neg", "top1": "top-1"}
-    for key, name in names.items():
-        floor = ""
-        if key == "total":
-            floor = f"{summary['floor']['value']:.3f}"
-        elif key == "top1":
-            floor = f"{trained['chance']:.3f} (chance)"
-        table.add_row(name, f"{trained[key]:.3f}", f"{untrained[key]:.3f}", floor)
-    console.print(table)
+    console.print(_heldout_table(summary))
     console.print(summary["verdict"])
     if summary["quarantined"]:
         damaged = ", ".join("/".join(case) for case in summary["quarantined"])
-        console.print(f"[yellow]{len(summary['quarantined'])} volumes could not be read: {damaged}")
+        console.print(
+            f"{len(summary['quarantined'])} volumes could not be read: {damaged}", style="yellow"
+        )
     if summary["worker_restarts"]:
         console.print(
-            f"[yellow]reading processes died and were started again {summary['worker_restarts']} "
-            f"times: {summary['folder']}/quarantine-rank*.jsonl"
+            f"reading processes died and were started again {summary['worker_restarts']} "
+            f"times: {summary['folder']}/quarantine-rank*.jsonl",
+            style="yellow",
         )
+
+
+def _heldout_table(summary: Mapping[str, Any]) -> Table:
+    """Held-out figures of the trained and the untrained network, and what they are held against."""
+    table = Table("held out", "trained", "untrained", "reference", title=summary["run"])
+    trained, untrained = summary["heldout"], summary["untrained"]
+    references = {
+        "total": f"{summary['floor']['value']:.3f} (best constant)",
+        "top1": f"{trained['chance']:.3f} (chance)",
+        "spearman": "0 (no order)",
+        "rank": "1 (collapse)",
+        "rank_projected": "1 (collapse)",
+        "spread": "0 (collapse)",
+        "spread_projected": "0 (collapse)",
+    }
+    for key, name in _SUMMARY_ROWS.items():
+        values = [
+            f"{each[key]:.3f}" if each[key] is not None else "" for each in (trained, untrained)
+        ]
+        table.add_row(name, *values, references.get(key, ""))
+    return table
 
 
 def _show_plan(plan: dict[str, Any], config: TrainConfig, as_json: bool) -> None:
@@ -281,7 +288,8 @@ def _show_plan(plan: dict[str, Any], config: TrainConfig, as_json: bool) -> None
         f"of {', '.join(config.data.datasets)}\n"
         f"steps an epoch: {plan['steps_per_epoch']:,}, epochs: {plan['epochs']:.2f}\n"
         f"{plan['reading']}\n"
-        f"run folder: {plan['folder']}, from step {plan['from_step']} to "
+        + (f"begins with {plan['weights']}\n" if plan["weights"] else "")
+        + f"run folder: {plan['folder']}, from step {plan['from_step']} to "
         f"{config.optim.max_steps} (nothing was written)"
     )
     if as_json:
@@ -299,16 +307,19 @@ def _plan(
     from prect.train.objectives import build_objective
     from prect.train.prefetch import plan_prefetch
     from prect.train.run_folder import RunFolder, starting_point
+    from prect.train.weights import check_start
 
     data = open_data(workspace, config)
     encoder = describe_encoder(config.network)
     with torch.device("meta"):
-        heads = build_objective(config.objective, config.crops, encoder.embedding)
+        heads = build_objective(config, encoder)
     global_batch = config.data.batch_size * (gpus or procs)
     samples = len(data.sampler(config))
     folder = RunFolder(workspace.run(config.run.name))
     start = starting_point(folder, resume, config, data.table.digest, global_batch)
+    weights = check_start(config.network) if start is None else None
     return {
+        "weights": weights.describe() if weights else None,
         "from_step": start.step if start else 0,
         "folder": str(workspace.run(config.run.name)),
         "config": config.model_dump(mode="json"),
@@ -326,7 +337,7 @@ def _plan(
     }
 
 
-def _run_path(text: str, workspace: str) -> Path:
+def run_path(text: str, workspace: str) -> Path:
     """The folder of the run of that name in the workspace, or else the text as a path."""
     from prect.workspace import Workspace
 

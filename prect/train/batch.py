@@ -27,6 +27,8 @@ class CropBatch:
     """(B * (S + n), 1, cx, cy, cz) float32; a volume's random crops, then its bases."""
     labels: torch.Tensor
     """(B, S, n) float32 share of each random crop in each base."""
+    dropped: torch.Tensor | None = None
+    """(B * (S + n),) bool, the crops whose embedding is dropped, where any may be."""
 
     @property
     def volumes(self) -> int:
@@ -46,7 +48,7 @@ def assemble(batch: RawBatch, view: ViewConfig, crops: CropConfig) -> CropBatch:
     if crops.shown != crops.size:
         flat = resize(flat, crops.shown)
     flat += batch.shifts.view(-1, 1, 1, 1, 1)
-    return CropBatch(flat, batch.labels)
+    return CropBatch(flat, batch.labels, batch.dropped)
 
 
 def show(batch: RawBatch, grid: tuple[int, int, int]) -> torch.Tensor:

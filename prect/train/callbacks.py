@@ -36,8 +36,8 @@ class Callback(Protocol):
     def on_step(self, step: int, metrics: Mapping[str, float] | None) -> None:
         """After each step; ``metrics`` are given when a line was written."""
 
-    def on_eval(self, step: int, heldout: Heldout) -> None:
-        """After an evaluation."""
+    def on_eval(self, step: int, heldout: Heldout, sentence: str) -> None:
+        """After an evaluation; ``sentence`` says in a few words whether the network learns."""
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
         """After the last evaluation."""
@@ -52,7 +52,7 @@ class Silent:
     def on_step(self, step: int, metrics: Mapping[str, float] | None) -> None:
         """Ignored."""
 
-    def on_eval(self, step: int, heldout: Heldout) -> None:
+    def on_eval(self, step: int, heldout: Heldout, sentence: str) -> None:
         """Ignored."""
 
     def on_end(self, summary: Mapping[str, Any]) -> None:

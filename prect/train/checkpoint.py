@@ -39,10 +39,12 @@ _NAME = re.compile(r"step-(\d{8})\.pt")
 _FREE_SECTIONS = {
     "run": {"name"},
     "data": {"workers", "prefetch_mib", "open_stores", "on_damage", "max_damaged", "batch_size"},
+    "network": {"checkpointing", "crops_at_once"},
     "optim": {"max_steps"},
     "train": {"log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "threads"},
 }
-"""Settings that may change when a run goes on: its length, its pace, its bookkeeping."""
+"""Settings that may change when a run goes on: its length, its pace, its bookkeeping, and how it
+saves memory. The file that it began with is not read again, but a run has no other beginning."""
 
 
 @dataclass

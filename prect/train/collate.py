@@ -25,7 +25,7 @@ from prect.train.damage import Damage
 from prect.train.sampling import Sample
 from prect.train.views import Voxels
 
-_PARTS = ("starts", "flips", "turns", "shifts", "labels", "windows")
+_PARTS = ("starts", "flips", "turns", "shifts", "labels", "windows", "dropped")
 
 
 @dataclass
@@ -35,8 +35,8 @@ class RawBatch:
     voxels: torch.Tensor
     """(voxels of all regions,) int16 HU, one region after the other."""
     numbers: torch.Tensor
-    """int32: starts, flips, turns, and the bits of shifts, labels and windows, one after the
-    other."""
+    """int32: starts, flips, turns, the bits of shifts, labels and windows, and what is dropped, one
+    after the other."""
     shapes: tuple[Voxels, ...]
     """Shape of each region, (z, y, x)."""
     crops: tuple[int, int]
@@ -45,6 +45,8 @@ class RawBatch:
     """The pickled samples: they are not unpacked unless somebody asks."""
     damages: tuple[Damage, ...] = ()
     """Indices that could not be read and were replaced."""
+    drops: bool = False
+    """Whether embeddings of crops may be dropped."""
 
     def __len__(self) -> int:
         """Volumes."""
@@ -90,13 +92,18 @@ class RawBatch:
 
     @property
     def labels(self) -> torch.Tensor:
-        """(B, S, n) float32 overlap shares."""
+        """(B, S, n) float32 overlap shares, shuffled where the run asks for it."""
         return self._part("labels").view(torch.float32)
 
     @property
     def windows(self) -> torch.Tensor:
         """(B, 2) float32 HU mapped to 0 and 1."""
         return self._part("windows").view(torch.float32)
+
+    @property
+    def dropped(self) -> torch.Tensor | None:
+        """(B * (S + n),) bool; None if no embedding may be dropped."""
+        return self._part("dropped").bool().flatten() if self.drops else None
 
     def _part(self, name: str) -> torch.Tensor:
         volumes, (random, bases) = len(self.shapes), self.crops
@@ -108,6 +115,7 @@ class RawBatch:
             "shifts": (volumes, crops),
             "labels": (volumes, random, bases),
             "windows": (volumes, 2),
+            "dropped": (volumes, crops),
         }
         sizes = [math.prod(shapes[part]) for part in _PARTS]
         begin = list(accumulate(sizes, initial=0))[_PARTS.index(name)]
@@ -173,6 +181,15 @@ def regions_in(voxels: torch.Tensor, shapes: Sequence[Voxels]) -> list[NDArray[n
     return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
+def labels_of(sample: Sample, crops: CropConfig) -> NDArray[np.float32]:
+    """(S, n) share of each random crop in each base, shuffled where the run asks for it."""
+    random, bases = np.split(sample.starts, [crops.random])
+    labels = overlap_shares(random, bases, crops.size)
+    if sample.label_order is None:
+        return labels
+    return np.take_along_axis(labels, sample.label_order, axis=-1)
+
+
 def pack(
     samples: Sequence[Sample],
     voxels: torch.Tensor,
@@ -181,7 +198,8 @@ def pack(
 ) -> RawBatch:
     """Make a batch of samples whose regions lie in ``voxels`` one after the other."""
     starts = np.stack([sample.starts for sample in samples])
-    labels = overlap_shares(starts[:, : crops.random], starts[0, crops.random :], crops.size)
+    labels = np.stack([labels_of(sample, crops) for sample in samples])
+    dropped = [sample.dropped for sample in samples if sample.dropped is not None]
     numbers = [
         starts.astype(np.int32),
         np.stack([sample.flips for sample in samples]).astype(np.int32),
@@ -189,6 +207,7 @@ def pack(
         np.stack([sample.shifts for sample in samples]).astype(np.float32).view(np.int32),
         labels.view(np.int32),
         np.array([sample.window for sample in samples], dtype=np.float32).view(np.int32),
+        *(part.astype(np.int32) for part in dropped),
     ]
     return RawBatch(
         voxels=voxels,
@@ -197,4 +216,5 @@ def pack(
         crops=(crops.random, crops.bases),
         origin=pickle.dumps(list(samples)),
         damages=tuple(damages),
+        drops=bool(dropped),
     )

@@ -2,7 +2,8 @@
 
 A configuration is resolved from three layers, each overriding the one before: a preset
 (``prect/train/presets/<name>.toml``), a file, and ``section.key=value`` overrides. A layer may
-name a ``preset`` and a ``recipe`` that its own settings begin from. Unknown keys are refused.
+name a ``preset``, a ``recipe`` and a ``network`` that its own settings begin from. Unknown keys
+are refused.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ValidationError, model_validator
 
 from prect.errors import ConfigError
+from prect.train.architectures import is_architecture, settings_of
 from prect.train.recipes import recipe
 from prect.train.sections import (
     AugmentConfig,
@@ -174,7 +176,7 @@ def load_config(
     from_file = _read_file(file) if file is not None else {}
     given: dict[str, Any] = {}
     for override in overrides:
-        _merge(given, _parse_override(override))
+        _merge(given, _network_as_table(_parse_override(override)))
     settings: dict[str, Any] = {}
     for layer in (template, from_file, given):
         _add_layer(settings, layer)
@@ -257,15 +259,29 @@ def _parse_override(text: str) -> dict[str, Any]:
 def _add_layer(settings: dict[str, Any], layer: Mapping[str, Any]) -> None:
     """Put a layer over the settings so far: the preset it names, its recipe, then its own.
 
-    A recipe replaces the sections that it has; everything else is merged key by key.
+    A recipe and a named network replace the sections that they have; everything else is merged
+    key by key.
     """
-    own = dict(layer)
+    own = _network_as_table(layer)
     if "preset" in own:
         _add_layer(settings, read_shipped("preset", _name(own, "preset")))
     if "recipe" in own:
         shown = recipe(_name(own, "recipe"))
         settings.update(shown.model_dump(mode="json", include={"view", "crops", "augment"}))
+    network = _table(own, "network")
+    if "name" in network and not is_architecture(network["name"]):
+        settings["network"] = settings_of(str(network["name"]))
+        own["network"] = {key: value for key, value in network.items() if key != "name"}
     _merge(settings, own)
+
+
+def _network_as_table(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """A layer whose network is a table; ``network = "voco-l"`` is short for its name."""
+    own = dict(layer)
+    if isinstance(own.get("network"), str):
+        settings_of(own["network"])  # an architecture alone, without its size, is refused
+        own["network"] = {"name": own["network"]}
+    return own
 
 
 def _name(layer: dict[str, Any], key: str) -> str:

@@ -2,8 +2,8 @@
 
 The views and their augmentation come from a stream of their own, the same at every
 evaluation, so that two figures differ only by the network. Ranks share the batches out; a
-batch is normalised on its own (``train.eval_batch`` volumes), so the figures do not depend on
-the number of processes.
+batch is normalised on its own (``train.eval_batch`` volumes), and every view's figures and
+embeddings go to its own place in a table, so nothing depends on the number of processes.
 """
 
 from __future__ import annotations
@@ -19,21 +19,23 @@ from prect.train.batch import assemble
 from prect.train.config import TrainConfig
 from prect.train.damage import Quarantine
 from prect.train.dataset import ViewDataset
+from prect.train.diagnostics import (
+    effective_rank,
+    embedding_distance,
+    relative_spread,
+    spearman,
+)
 from prect.train.learner import Learner
 from prect.train.loader import read_steps
+from prect.train.objectives import ObjectiveOutput
 from prect.train.objectives.floor import Floor, constant_floor
 from prect.train.precision import autocast
 from prect.train.prefetch import HERE
 
-LEARNED_RATIO = 0.8
-"""Largest share of the untrained network's pos + neg that counts as having learned."""
-
-_BETTER_RATIO = 0.98
-
 
 @dataclass(frozen=True)
 class Heldout:
-    """Means over held-out views."""
+    """Means over held-out views; ``None`` where a run or an older checkpoint has no such figure."""
 
     pos: float
     """Loss on pairs that overlap."""
@@ -46,10 +48,25 @@ class Heldout:
     chance: float
     """The same for a guess: 1 / number of bases."""
     views: int
+    spearman: float | None = None
+    """Rank correlation of a random crop's similarities with its labels over the bases, ties
+    averaged. The bases that it does not touch are tied in the labels, so 1 is out of reach."""
+    rank: float | None = None
+    """Effective rank of the encoder's embeddings of all crops; near 1: collapse."""
+    rank_projected: float | None = None
+    """The same of the student's projections."""
+    spread: float | None = None
+    """Distance of the encoder's embeddings from their mean, as a share of their length; near 0:
+    collapse."""
+    spread_projected: float | None = None
+    """The same of the student's projections."""
+    teacher_distance: float | None = None
+    """1 - cosine of student's and teacher's projection of the same crop; without a teacher none."""
 
     def metrics(self) -> dict[str, float | int]:
-        """The figures under the names that they have in ``metrics.jsonl``."""
-        return {f"heldout_{name}": value for name, value in asdict(self).items()}
+        """The figures that there are, under the names that they have in ``metrics.jsonl``."""
+        there = {name: value for name, value in asdict(self).items() if value is not None}
+        return {f"heldout_{name}": value for name, value in there.items()}
 
 
 @torch.no_grad()
@@ -89,54 +106,89 @@ def evaluate(
         recycle=True,
         record=("heldout", step),
     )
-    sums = torch.zeros(4, dtype=torch.float64)
+    table = _ViewTable(len(wanted), device)
     learner.eval()
-    for raw in loader:
+    for numbers, raw in zip(batches, loader, strict=True):
         batch = assemble(raw.to(device), config.view, config.crops)
         with autocast(config, device):
             output = learner(batch)
-        hits = output.cosine.argmax(dim=-1) == batch.labels.argmax(dim=-1)
-        figures = [output.volume_terms["pos"], output.volume_terms["neg"]]
-        count = torch.tensor(float(len(raw)))
-        summed = [f.sum() for f in figures] + [hits.double().mean(dim=-1).sum(), count]
-        sums += torch.stack([value.double().cpu() for value in summed])
+        for name, rows in _of_views(output, batch.labels).items():
+            table.put(name, numbers, rows)
     learner.train()
     if world > 1:
-        shared = sums.to(device)
-        dist.all_reduce(shared)
-        sums = shared.cpu()
-    pos, neg, top1 = (sums[:3] / sums[3]).tolist()
-    return Heldout(pos, neg, pos + neg, top1, 1 / config.crops.bases, int(sums[3]))
+        table.share()
+    return _summary(table.columns, config)
+
+
+def _of_views(output: ObjectiveOutput, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What is kept of a batch of B views: (B,) figures, and (B, S + n, .) embeddings."""
+    hits = output.cosine.argmax(dim=-1) == labels.argmax(dim=-1)
+    found = {
+        "pos": output.volume_terms["pos"],
+        "neg": output.volume_terms["neg"],
+        "top1": hits.double().mean(dim=-1),
+        "spearman": spearman(output.cosine, labels).mean(dim=-1),
+    }
+    if output.teacher is not None:
+        distance = embedding_distance(output.student, output.teacher)
+        found["teacher_distance"] = distance.mean(dim=-1)
+    figures = {name: values.double() for name, values in found.items()}
+    return figures | {"embeddings": output.embeddings, "projections": output.student}
+
+
+def _summary(columns: Mapping[str, torch.Tensor], config: TrainConfig) -> Heldout:
+    mean = {name: float(values.mean()) for name, values in columns.items() if values.ndim == 1}
+    embeddings, projections = (columns[n].flatten(0, -2) for n in ("embeddings", "projections"))
+    return Heldout(
+        pos=mean["pos"],
+        neg=mean["neg"],
+        total=mean["pos"] + mean["neg"],
+        top1=mean["top1"],
+        chance=1 / config.crops.bases,
+        views=config.train.eval_views,
+        spearman=mean["spearman"],
+        rank=float(effective_rank(embeddings)),
+        rank_projected=float(effective_rank(projections)),
+        spread=float(relative_spread(embeddings)),
+        spread_projected=float(relative_spread(projections)),
+        teacher_distance=mean.get("teacher_distance"),
+    )
+
+
+class _ViewTable:
+    """Rows of all views by name, each view in its place whichever rank computes it."""
+
+    def __init__(self, views: int, device: torch.device) -> None:
+        self.columns: dict[str, torch.Tensor] = {}
+        self._views, self._device = views, device
+
+    def put(self, name: str, views: range, rows: torch.Tensor) -> None:
+        """Fill in the (B, ...) rows of consecutive views."""
+        if name not in self.columns:
+            self.columns[name] = self._empty(tuple(rows.shape[1:]), rows.dtype)
+        self.columns[name][views.start : views.stop] = rows
+
+    def share(self) -> None:
+        """Complete the table on every rank; also on one that had no batch."""
+        mine = {name: (tuple(c.shape[1:]), c.dtype) for name, c in self.columns.items()}
+        seen: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(seen, mine)
+        shapes = next(each for each in seen if each)
+        for name, (shape, dtype) in shapes.items():
+            column = self.columns.setdefault(name, self._empty(shape, dtype))
+            # All but one rank add zeros, so the sum is exact.
+            dist.all_reduce(column)
+        self.columns = {name: self.columns[name] for name in shapes}
+
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(self._views, *shape, dtype=dtype, device=self._device)
 
 
 def floor_of(learner: Learner, config: TrainConfig) -> Floor:
     """The best constant similarity for the run's crops and loss."""
-    return constant_floor(config.crops, config.view.grid, learner.objective.negative)
-
-
-def has_learned(trained: Heldout, untrained: Heldout, floor: Floor) -> bool:
-    """Whether the figures are clearly better than those of the same network untrained."""
-    return (
-        trained.total < LEARNED_RATIO * untrained.total
-        and trained.total < floor.value
-        and trained.top1 > untrained.top1
-    )
-
-
-def verdict(trained: Heldout, untrained: Heldout, floor: Floor) -> str:
-    """One plain sentence on whether the network learned."""
-    figures = (
-        f"held-out pos+neg {trained.total:.3f} (untrained {untrained.total:.3f}, best constant "
-        f"{floor.value:.3f}), top-1 {trained.top1:.2f} (untrained {untrained.top1:.2f}, chance "
-        f"{trained.chance:.2f}), {trained.views} views"
-    )
-    if has_learned(trained, untrained, floor):
-        return f"The network has learned where crops belong: {figures}."
-    if trained.total < _BETTER_RATIO * untrained.total and trained.total < floor.value:
-        return f"The network is better than untrained, but not clearly: {figures}."
-    return f"The network has not learned: {figures}."
+    return constant_floor(config.crops, config.view.grid, learner.objective.terms)
 
 
 def heldout_from(figures: Mapping[str, Any]) -> Heldout:
-    """Figures as a checkpoint keeps them."""
+    """Figures as a checkpoint keeps them; what an older one lacks is ``None``."""
     return Heldout(**figures)

@@ -1,13 +1,16 @@
-"""Weights for other programs: the backbone alone, as safetensors, under MONAI's names.
+"""Weights for other programs: a run's encoder, or all of its networks, as safetensors.
 
-A SwinUNETR export loads into ``monai.networks.nets.SwinUNETR(use_v2=True)`` with
-``load_state_dict(..., strict=False)``: all its tensors match, the decoder stays as it was.
+The encoder alone has MONAI's names: a SwinUNETR export loads into
+``monai.networks.nets.SwinUNETR(use_v2=True)`` with ``load_state_dict(..., strict=False)``; all its
+tensors match, the decoder stays as it was. Everything is ``backbone.*`` and ``objective.*``, the
+names of `prect.train.learner.Learner`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +20,9 @@ from safetensors.torch import save_file
 from prect.errors import CheckpointError
 from prect.train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from prect.train.config import NetworkConfig, parse_config
-from prect.train.networks import describe_encoder
+from prect.train.learner import build_learner
+from prect.train.networks import describe_encoder, without_storage
+from prect.train.weight_files import run_metadata
 
 
 @dataclass(frozen=True)
@@ -30,14 +35,26 @@ class Export:
     step: int
     tensors: int
     parameters: int
+    everything: bool
+    """Whether the heads and the teacher are in it."""
 
 
 def export_weights(
-    source: Path, target: Path, *, force: bool = False, dry_run: bool = False
+    source: Path,
+    target: Path,
+    *,
+    everything: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
 ) -> Export:
-    """Write the backbone of a checkpoint, or of a run's newest one, to a safetensors file.
+    """Write the weights of a checkpoint, or of a run's newest one, to a safetensors file.
 
-    With ``dry_run`` everything is checked and nothing is written.
+    Args:
+        source: run folder or checkpoint.
+        target: file to write.
+        everything: write the heads and the teacher too; the backbone alone otherwise.
+        force: replace ``target`` where it exists.
+        dry_run: check everything and write nothing.
 
     Raises:
         CheckpointError: the source is missing, foreign or incomplete, or the target exists and
@@ -47,49 +64,55 @@ def export_weights(
         raise CheckpointError(f"{target} exists already; give --force to replace it")
     path = find_checkpoint(source)
     checkpoint = load_checkpoint(path)
-    network = parse_config(checkpoint.config).network
-    check_backbone(checkpoint.backbone, network)
-    weights = {name: tensor.contiguous() for name, tensor in checkpoint.backbone.items()}
+    network = NetworkConfig.model_validate(checkpoint.config["network"])
+    weights = checkpoint.backbone
+    expected: Mapping[str, torch.Tensor] = describe_encoder(network).state_dict()
+    if everything:
+        parts = {"backbone": checkpoint.backbone, "objective": checkpoint.objective}
+        weights = {f"{p}.{name}": t for p, state in parts.items() for name, t in state.items()}
+        with without_storage():
+            expected = build_learner(parse_config(checkpoint.config)).state_dict()
+    check_complete(weights, expected, network.name)
     if not dry_run:
-        _write(weights, target, _metadata(checkpoint, network))
+        whole = {name: tensor.contiguous() for name, tensor in weights.items()}
+        _write(whole, target, _metadata(checkpoint, everything))
     count = sum(tensor.numel() for tensor in weights.values())
-    return Export(target, path, network.name, checkpoint.step, len(weights), count)
+    return Export(target, path, network.name, checkpoint.step, len(weights), count, everything)
 
 
-def check_backbone(weights: dict[str, torch.Tensor], network: NetworkConfig) -> None:
+def check_complete(
+    weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], network: str
+) -> None:
     """Compare every name and shape with those of the network.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected or of another shape.
     """
-    expected = {name: tuple(t.shape) for name, t in describe_encoder(network).state_dict().items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in expected.items()}
     present = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if expected == present:
+    if wanted == present:
         return
-    missing = sorted(expected.keys() - present.keys())
-    surplus = sorted(present.keys() - expected.keys())
-    reshaped = sorted(n for n in expected.keys() & present.keys() if expected[n] != present[n])
+    missing = sorted(wanted.keys() - present.keys())
+    surplus = sorted(present.keys() - wanted.keys())
+    reshaped = sorted(n for n in wanted.keys() & present.keys() if wanted[n] != present[n])
     raise CheckpointError(
-        f"the checkpoint does not hold the weights of {network.name}: {len(missing)} tensors "
+        f"the checkpoint does not hold the weights of {network}: {len(missing)} tensors "
         f"missing, {len(surplus)} unexpected, {len(reshaped)} of another shape; first: "
         f"{(missing + surplus + reshaped)[0]}"
     )
 
 
-def _metadata(checkpoint: Checkpoint, network: NetworkConfig) -> dict[str, str]:
-    return {
-        "format": "pt",
-        "producer": f"prect {checkpoint.versions['prect']}",
-        "network": network.name,
-        "feature_size": str(network.feature_size),
-        "axes": "batch, channel, x, y, z in RAS",
-        "window_hu": " ".join(f"{hu:g}" for hu in checkpoint.config["view"]["window"]),
-        "view": json.dumps(checkpoint.config["view"]),
-        "objective": str(checkpoint.config["objective"]["name"]),
-        "run": str(checkpoint.config["run"]["name"]),
-        "step": str(checkpoint.step),
-        "manifest_digest": checkpoint.manifest_digest,
-    }
+def _metadata(checkpoint: Checkpoint, everything: bool) -> dict[str, str]:
+    said = run_metadata(
+        checkpoint.config,
+        step=checkpoint.step,
+        version=checkpoint.versions["prect"],
+        digest=checkpoint.manifest_digest,
+    )
+    contents = {"contents": "backbone and objective" if everything else "backbone"}
+    # With the settings, the learner that the tensors belong to can be built from the file alone.
+    config = {"config": json.dumps(checkpoint.config)} if everything else {}
+    return {"format": "pt"} | said | contents | config
 
 
 def _write(weights: dict[str, torch.Tensor], target: Path, metadata: dict[str, str]) -> None:

@@ -27,6 +27,7 @@ from prect.train.loader import start_server
 from prect.train.prefetch import plan_prefetch
 from prect.train.run_folder import RunFolder, starting_point
 from prect.train.trainer import Place, Trainer
+from prect.train.weights import check_start
 from prect.workspace import Workspace
 
 
@@ -109,13 +110,15 @@ def _check(order: Order, world: int) -> None:
     workspace = Workspace(order.workspace)
     data = open_data(workspace, order.config)
     plan_prefetch(order.config, data.geometry, data.names, pin_memory=order.on_gpu)
-    starting_point(
+    start = starting_point(
         RunFolder(workspace.run(order.config.run.name)),
         order.resume,
         order.config,
         data.table.digest,
         order.config.data.batch_size * world,
     )
+    if start is None:
+        check_start(order.config.network)
 
 
 def _start_processes(order: Order, world: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from prect.train.batch import CropBatch
 from prect.train.config import TrainConfig
 from prect.train.networks import Encoder, build_encoder
 from prect.train.objectives import Objective, ObjectiveOutput, build_objective
+from prect.train.weights import check_start, load_pretrained
 
 
 class Learner(nn.Module):
@@ -38,11 +39,21 @@ class Learner(nn.Module):
             raise CheckpointError(f"the checkpoint does not fit the network: {error}") from error
 
 
-def build_learner(config: TrainConfig) -> Learner:
-    """Encoder and objective with fresh weights; the same for the same ``run.seed``."""
+def build_learner(config: TrainConfig, *, pretrained: bool = False) -> Learner:
+    """Encoder and objective with fresh weights; the same for the same ``run.seed``.
+
+    Args:
+        config: the settings.
+        pretrained: put ``network.weights`` into the encoder, where it is set. A teacher that
+            starts as a copy of the student copies them.
+
+    Raises:
+        CheckpointError: the file of weights cannot be used.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
         backbone = build_encoder(config.network)
-        return Learner(
-            backbone, build_objective(config.objective, config.crops, backbone.embedding)
-        )
+        if pretrained and config.network.weights is not None:
+            check_start(config.network)
+            load_pretrained(config.network.weights, backbone)
+        return Learner(backbone, build_objective(config, backbone))

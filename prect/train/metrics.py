@@ -28,6 +28,14 @@ class MetricsLog:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
+    def newest(self, step: int) -> dict[str, float]:
+        """Training figures of the last line up to a step; empty when there is none."""
+        if not self.path.exists():
+            return {}
+        lines = [line for line in self.path.read_text("utf-8").splitlines() if _step(line) <= step]
+        trained = [line for line in map(json.loads, lines) if "loss" in line]
+        return {k: v for k, v in trained[-1].items() if k != "step"} if trained else {}
+
     def rewind(self, step: int) -> None:
         """Drop lines after ``step``: a resumed run writes them again."""
         if not self.path.exists():

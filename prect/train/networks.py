@@ -1,12 +1,15 @@
 """Encoders, built from MONAI's parts so that their weights load into MONAI's networks.
 
 An encoder maps crops (N, 1, x, y, z) to embeddings (N, D): the global averages of its feature
-maps at all scales, concatenated. Decoders are not built.
+maps at all scales, concatenated. Decoders are not built. No layer looks from one crop at
+another (all norms are of one crop), so crops may pass in chunks of any size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,14 +18,41 @@ from monai.networks.nets.segresnet import SegResNet
 from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 from prect.train.config import NetworkConfig
 
 
-class Encoder(nn.Module):
-    """An encoder with the length of its embedding."""
+class Encoder(nn.Module, ABC):
+    """Crops in, embeddings out."""
 
     embedding: int
+    """Numbers an embedding has."""
+    crops_at_once: int = 0
+    """Crops in one pass, 0 for all."""
+
+    def forward(self, crops: torch.Tensor) -> torch.Tensor:
+        """(N, 1, x, y, z) to (N, embedding) float32.
+
+        With ``crops_at_once``, memory holds the activations of so many crops: each chunk is
+        computed again in the backward pass, which costs one more forward pass.
+        """
+        if not 0 < self.crops_at_once < len(crops):
+            return self.embed(crops)
+        return torch.cat([self._pass(chunk) for chunk in crops.split(self.crops_at_once)])
+
+    @abstractmethod
+    def embed(self, crops: torch.Tensor) -> torch.Tensor:
+        """(N, 1, x, y, z) to (N, embedding) float32, all crops at once."""
+
+    def _pass(self, chunk: torch.Tensor) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            return self.embed(chunk)
+        # Encoders draw no random numbers, so there is no state to put back.
+        embedding: torch.Tensor = checkpoint(
+            self.embed, chunk, use_reentrant=False, preserve_rng_state=False
+        )
+        return embedding
 
 
 class SwinUnetrEncoder(Encoder):
@@ -52,7 +82,7 @@ class SwinUnetrEncoder(Encoder):
         self.encoder4 = _residual_block(4 * c, 4 * c)
         self.encoder10 = _residual_block(16 * c, 16 * c)
 
-    def forward(self, crops: torch.Tensor) -> torch.Tensor:
+    def embed(self, crops: torch.Tensor) -> torch.Tensor:
         """(N, 1, x, y, z) to (N, 24 * C) float32."""
         stages = self.swinViT(crops, True)
         maps = [
@@ -82,7 +112,7 @@ class SegResNetEncoder(Encoder):
         # Channels last in memory: convolutions are twice as fast on a CPU.
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
-    def forward(self, crops: torch.Tensor) -> torch.Tensor:
+    def embed(self, crops: torch.Tensor) -> torch.Tensor:
         """(N, 1, x, y, z) to (N, embedding) float32."""
         features = self.convInit(crops.contiguous(memory_format=torch.channels_last_3d))
         maps = []
@@ -94,15 +124,26 @@ class SegResNetEncoder(Encoder):
 
 def build_encoder(network: NetworkConfig) -> Encoder:
     """The encoder that a configuration names, with fresh weights from torch's random state."""
+    encoder: Encoder
     if network.name == "swin_unetr":
-        return SwinUnetrEncoder(network.feature_size, checkpointing=network.checkpointing)
-    return SegResNetEncoder(network.feature_size, network.blocks)
+        encoder = SwinUnetrEncoder(network.feature_size, checkpointing=network.checkpointing)
+    else:
+        encoder = SegResNetEncoder(network.feature_size, network.blocks)
+    encoder.crops_at_once = network.crops_at_once
+    return encoder
 
 
 def describe_encoder(network: NetworkConfig) -> Encoder:
     """The encoder without storage: names, shapes and counts at no cost."""
-    with torch.device("meta"), _RealLinspace():
+    with without_storage():
         return build_encoder(network)
+
+
+@contextmanager
+def without_storage() -> Iterator[None]:
+    """Modules made within lie on the meta device; MONAI's Swin networks can be, too."""
+    with torch.device("meta"), _RealLinspace():
+        yield
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -111,8 +152,11 @@ def parameter_count(module: nn.Module) -> int:
 
 
 def pooled(maps: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Global averages of feature maps (N, c, x, y, z), concatenated, in float32."""
-    averages = [torch.mean(features, dim=(2, 3, 4), dtype=torch.float32) for features in maps]
+    """Global averages of feature maps (N, c, x, y, z), concatenated, in float32 at least."""
+    averages = []
+    for features in maps:
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        averages.append(features.mean(dim=(2, 3, 4), dtype=dtype))
     return torch.cat(averages, dim=1)
 
 

@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 from prect.cache.reader import StoreReader
 from prect.errors import TrainingError
 from prect.train.batch import assemble
-from prect.train.collate import RawBatch
+from prect.train.collate import RawBatch, labels_of
 from prect.train.config import TrainConfig
-from prect.train.crops import overlap_shares
 from prect.train.damage import Damage, read_incidents
 from prect.train.data import TrainingData, open_data
 from prect.train.run_folder import RunFolder
@@ -123,9 +122,7 @@ def _replaced(run: RunFolder, step: int) -> dict[int, Damage]:
 def _describe(
     sample: Sample, data: TrainingData, config: TrainConfig, replaces: dict[str, Any] | None
 ) -> dict[str, Any]:
-    table, crops = data.table, config.crops
-    random, bases = np.split(sample.starts, [crops.random])
-    labels = overlap_shares(random, bases, crops.size)
+    table, labels = data.table, labels_of(sample, config.crops)
     return {
         "dataset": table.dataset[sample.row],
         "case": table.case[sample.row],

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -26,7 +27,7 @@ from prect.errors import ConfigError, TrainingError
 from prect.train.config import TrainConfig
 from prect.train.crops import base_starts, random_start_range
 from prect.train.placing import CANDIDATES, VolumeLayout, place_view
-from prect.train.sections import ViewConfig
+from prect.train.sections import AugmentConfig, ViewConfig
 from prect.train.views import GeometryTable, Region, View
 
 Domain = Literal["train", "heldout"]
@@ -35,7 +36,10 @@ Layouts = Callable[[int], VolumeLayout]
 
 _SAMPLE_STREAM, _EPOCH_STREAM, _SOURCE_STREAM = 0, 1, 2
 """Streams of random words: of samples, of epochs, and of the first data set; others follow."""
+_EXTRA_STREAM = 2**32
+"""Words that only some runs draw, beyond those of any data set."""
 _DRAWS_PER_CROP = 7
+_AUGMENT_OF_CROPS = set(AugmentConfig.model_fields) - {"drop_instances", "shuffle_labels"}
 _KEPT_EPOCHS = 2
 _MOST_SLOTS = 2**31 - 1
 
@@ -71,9 +75,14 @@ class Sample:
     """(S + n,) quarter turns in the x-y plane, 0 to 3, after the flips."""
     shifts: NDArray[np.float32]
     """(S + n,) added to the windowed intensity."""
+    dropped: NDArray[np.bool_] | None = None
+    """(S + n,) crops whose embedding is dropped; None if the run drops none."""
+    label_order: NDArray[np.int64] | None = None
+    """(S, n) base whose label stands in each place; None if labels are true."""
 
     def describe(self) -> dict[str, Any]:
         """The sample as plain types, for a JSON report."""
+        extras = {"dropped": self.dropped, "label_order": self.label_order}
         return {
             "index": self.index,
             "epoch": self.epoch,
@@ -87,6 +96,7 @@ class Sample:
             "flips": self.flips.tolist(),
             "quarter_turns": self.turns.tolist(),
             "shifts": [round(float(shift), 6) for shift in self.shifts],
+            **{name: drawn.tolist() for name, drawn in extras.items() if drawn is not None},
         }
 
 
@@ -135,6 +145,7 @@ class Sampler:
             )
         self._config = config
         self.volumes = volumes
+        self._trains = domain == "train"
         self._key = _stream_key(config, digest, domain)
         self._bases = base_starts(config.crops, config.view.grid)
         self._sources = _split(config, rows, sources)
@@ -187,6 +198,7 @@ class Sampler:
         view, region = place_view(
             settings, self.volumes.row(row), places.reshape(-1, 3), _layout(settings, row, layout)
         )
+        dropped, label_order = self._extras(index)
         return Sample(
             index=index,
             epoch=epoch,
@@ -200,6 +212,22 @@ class Sampler:
             shifts=np.where(shifted, (2 * each[:, 6] - 1) * augment.shift_range, 0).astype(
                 np.float32
             ),
+            dropped=dropped,
+            label_order=label_order,
+        )
+
+    def _extras(self, index: int) -> tuple[NDArray[np.bool_] | None, NDArray[np.int64] | None]:
+        """What is dropped and how labels are shuffled; held-out samples know neither."""
+        crops, augment = self._config.crops, self._config.augment
+        if not self._trains or not (augment.drop_instances or augment.shuffle_labels):
+            return None, None
+        labels = (crops.random, crops.bases)
+        draws = _uniform(self._key, index, crops.per_volume + math.prod(labels), _EXTRA_STREAM)
+        drops, orders = np.split(draws, [crops.per_volume])
+        shuffled = orders.reshape(labels).argsort(axis=-1, kind="stable")
+        return (
+            drops < augment.drop_instances if augment.drop_instances else None,
+            shuffled if augment.shuffle_labels else None,
         )
 
     def _volume(self, slot: int) -> tuple[int, int]:
@@ -256,9 +284,13 @@ def _layout(settings: ViewConfig, row: int, layout: Layouts | None) -> VolumeLay
 
 def _stream_key(config: TrainConfig, digest: str, domain: Domain) -> tuple[int, int]:
     # Without what is at its default, so that a new setting leaves older runs their samples.
+    # What drops embeddings or shuffles labels is drawn on top: the control sees the same crops.
     parts = config.model_dump(
-        mode="json", include={"view", "crops", "augment"}, exclude_defaults=True
+        mode="json",
+        include={"view": True, "crops": True, "augment": _AUGMENT_OF_CROPS},
+        exclude_defaults=True,
     )
+    parts = {section: values for section, values in parts.items() if values}
     named = {
         name: [
             config.data.weights.get(name, 1.0),
@@ -279,8 +311,10 @@ def _words(key: tuple[int, int], stream: int, index: int, count: int) -> NDArray
     return np.asarray(generator.random_raw(count), dtype=np.uint64)
 
 
-def _uniform(key: tuple[int, int], index: int, count: int) -> NDArray[np.float64]:
-    words = _words(key, _SAMPLE_STREAM, index, count)
+def _uniform(
+    key: tuple[int, int], index: int, count: int, stream: int = _SAMPLE_STREAM
+) -> NDArray[np.float64]:
+    words = _words(key, stream, index, count)
     return np.asarray((words >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
 
 

@@ -152,6 +152,12 @@ class AugmentConfig(Section):
     """Probability of an intensity shift."""
     shift_range: Annotated[float, Field(ge=0)] = 0.1
     """Largest shift, in units of the window."""
+    drop_instances: Probability = 0.0
+    """Share of crops whose embedding is dropped while training; the released code of VoCo
+    version 2 has 0.2."""
+    shuffle_labels: bool = False
+    """Negative control: while training, the labels of each random crop are dealt out to the bases
+    at random. Labels of held-out crops stay true."""
 
 
 class NetworkConfig(Section):
@@ -164,18 +170,54 @@ class NetworkConfig(Section):
     """Residual blocks of each stage; SegResNet only."""
     checkpointing: bool = False
     """Recompute activations in the backward pass to save memory; SwinUNETR only."""
+    crops_at_once: NonNegativeInt = 0
+    """Crops in one pass of the encoder; 0 takes all. Fewer save memory, as each chunk is computed
+    again in the backward pass; the result is the same."""
+    weights: str | None = None
+    """File of weights that a new run's encoder begins with, as ``prect.load_pretrained`` reads
+    them; a run that goes on has its own."""
+
+
+TeacherKind = Literal["network", "projector", "none"]
 
 
 class ObjectiveConfig(Section):
     """The pretext task and its heads."""
 
-    name: Literal["voco-v2-intra"] = "voco-v2-intra"
-    projector_width: PositiveInt = 1024
-    """Width of the projector's hidden layers and of its output."""
+    name: Literal["voco-v1", "voco-v2", "voco-paper"] = "voco-v2"
+    projector_width: PositiveInt | None = None
+    """Width of the projector's hidden layers and of its output; 2048 for voco-v1 and 1024 for the
+    others when left out."""
+    norm: Literal["batch", "layer"] = "batch"
+    """Norm of the projector's hidden layers: statistics of all crops of all processes, or of each
+    crop alone."""
+    teacher: Literal["auto", "network", "projector", "none"] = "auto"
+    """What follows the student: encoder and projector, the projector alone on the student's
+    encoder, or nothing. ``auto`` is as published: voco-v1 the network, voco-v2 the projector,
+    voco-paper nothing."""
+    teacher_init: Literal["student", "random"] = "student"
+    """Whether the teacher starts as a copy of the student or with weights of its own."""
     ema_momentum: Probability = 0.9
     """Share of the teacher that is kept at each step."""
+    ema_momentum_end: Probability | None = None
+    """Share at ``optim.max_steps``, reached along a cosine; constant when left out."""
     reg_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the term that keeps base crops apart."""
+    inter_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the term between volumes, which voco-v2 and voco-paper have with a teacher."""
+
+    @property
+    def width(self) -> int:
+        """Width of the projector."""
+        return self.projector_width or (2048 if self.name == "voco-v1" else 1024)
+
+    @property
+    def teacher_kind(self) -> TeacherKind:
+        """What follows the student, without ``auto``."""
+        if self.teacher != "auto":
+            return self.teacher
+        published: dict[str, TeacherKind] = {"voco-v1": "network", "voco-v2": "projector"}
+        return published.get(self.name, "none")
 
 
 class OptimConfig(Section):

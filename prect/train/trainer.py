@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from prect.errors import TrainingError
+from prect.train.advice import Evidence, advise, collapsed
 from prect.train.batch import CropBatch, assemble
 from prect.train.callbacks import Callback, RunStart
 from prect.train.checkpoint import Checkpoint, save_checkpoint, software_versions
@@ -26,14 +27,7 @@ from prect.train.config import TrainConfig
 from prect.train.damage import Quarantine
 from prect.train.data import TrainingData
 from prect.train.dataset import PoolFactory
-from prect.train.evaluate import (
-    Heldout,
-    evaluate,
-    floor_of,
-    has_learned,
-    heldout_from,
-    verdict,
-)
+from prect.train.evaluate import Heldout, evaluate, floor_of, heldout_from
 from prect.train.learner import Learner, build_learner
 from prect.train.loader import train_loader
 from prect.train.metrics import Window
@@ -43,6 +37,7 @@ from prect.train.precision import autocast
 from prect.train.prefetch import plan_prefetch
 from prect.train.run_folder import RunFolder, starting_point, write_json
 from prect.train.schedule import learning_rate
+from prect.train.verdict import has_learned, interim, verdict
 
 
 @dataclass(frozen=True)
@@ -97,7 +92,8 @@ class Trainer:
         self.quarantine = Quarantine(self.train_views.allowed_damage, self.folder.path, place.rank)
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
-        self.learner: Learner = build_learner(config).to(place.device)
+        start = starting_point(self.folder, resume, config, data.table.digest, self.global_batch)
+        self.learner: Learner = build_learner(config, pretrained=start is None).to(place.device)
         self.parameters = [p for p in self.learner.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters,
@@ -107,9 +103,10 @@ class Trainer:
         )
         self.step = 0
         self.untrained: Heldout | None = None
-        self._go_on_from(
-            starting_point(self.folder, resume, config, data.table.digest, self.global_batch)
-        )
+        self.floor = floor_of(self.learner, config)
+        self.newest: dict[str, float] = {}
+        """The last training figures, as they were logged."""
+        self._go_on_from(start)
         self.model = self._distribute()
 
     def run(self) -> dict[str, Any]:
@@ -149,7 +146,7 @@ class Trainer:
         torch.autograd.backward(output.loss)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.optim.clip_norm)
         self.optimizer.step()
-        self.learner.objective.after_step()
+        self.learner.objective.after_step((self.step + 1) / config.optim.max_steps)
         return output, grad_norm
 
     def _report(self, window: Window) -> Heldout | None:
@@ -164,6 +161,7 @@ class Trainer:
         metrics: dict[str, float] | None = None
         if logs:
             metrics = window.summary() | {"lr": learning_rate(step - 1, self.config.optim)}
+            self.newest = metrics
             if self.leads:
                 self.folder.metrics.write(step, metrics)
         if self.leads:
@@ -198,6 +196,7 @@ class Trainer:
         self.optimizer.load_state_dict(checkpoint.optimizer)
         self.step = checkpoint.step
         self.untrained = heldout_from(checkpoint.untrained)
+        self.newest = self.folder.metrics.newest(checkpoint.step)
 
     def _distribute(self) -> torch.nn.Module:
         if self.place.world == 1:
@@ -258,11 +257,26 @@ class Trainer:
         )
 
     def _record_evaluation(self, heldout: Heldout) -> None:
-        if self.leads:
-            floor = floor_of(self.learner, self.config)
-            figures = heldout.metrics() | {"heldout_floor": floor.value}
-            self.folder.metrics.write(self.step, figures)
-            self.callback.on_eval(self.step, heldout)
+        if not self.leads:
+            return
+        figures = heldout.metrics() | {"heldout_floor": self.floor.value}
+        self.folder.metrics.write(self.step, figures)
+        self.callback.on_eval(self.step, heldout, self._sentence(heldout))
+
+    def _sentence(self, heldout: Heldout) -> str:
+        assert self.untrained is not None  # the first figures that are recorded are its own
+        if self.step == 0:
+            return (
+                f"top-1 {heldout.top1:.2f} (chance {heldout.chance:.2f}) before the first step; "
+                f"the best constant has {self.floor.value:.3f}"
+            )
+        return interim(heldout, self.untrained, self.floor, self._evidence(heldout))
+
+    def _evidence(self, heldout: Heldout) -> Evidence:
+        assert self.untrained is not None
+        return Evidence(
+            heldout, self.untrained, self.config, self.step, self.global_batch, self.newest
+        )
 
     def _save(self) -> None:
         if not self.leads or self.untrained is None:
@@ -283,7 +297,8 @@ class Trainer:
     def _finish(self, trained: Heldout) -> dict[str, Any]:
         assert self.untrained is not None  # measured before the first step, kept by checkpoints
         untrained = self.untrained
-        floor = floor_of(self.learner, self.config)
+        floor, evidence = self.floor, self._evidence(trained)
+        learned = has_learned(trained, untrained, floor)
         self.place.barrier()  # what the other ranks met is written down by now
         self.quarantine.count()
         summary = {
@@ -291,13 +306,17 @@ class Trainer:
             "folder": str(self.folder.path),
             "step": self.step,
             "volumes_seen": self.step * self.global_batch,
+            "weights": self.config.network.weights,
             "quarantined": sorted(map(list, self.quarantine.cases)),
             "worker_restarts": self.quarantine.restarts,
             "heldout": asdict(trained),
             "untrained": asdict(untrained),
             "floor": asdict(floor),
-            "learned": has_learned(trained, untrained, floor),
-            "verdict": verdict(trained, untrained, floor),
+            "training": self.newest,
+            "learned": learned,
+            "collapsed": collapsed(trained),
+            "advice": [] if learned else [asdict(each) for each in advise(evidence)],
+            "verdict": verdict(trained, untrained, floor, evidence),
         }
         if self.leads:
             write_json(self.folder.summary, summary)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from monai.networks.nets.swin_unetr import SwinUNETR
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import prect
 from prect.errors import CheckpointError
 from prect.train.checkpoint import (
     Checkpoint,
@@ -19,8 +22,9 @@ from prect.train.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from prect.train.config import TrainConfig, load_config
+from prect.train.config import TrainConfig, load_config, parse_config
 from prect.train.export import export_weights
+from prect.train.learner import build_learner
 from prect.train.networks import build_encoder
 
 
@@ -139,6 +143,58 @@ def test_incomplete_backbone_is_refused(tmp_path: Path, tiny: TrainConfig, damag
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_export_computes_the_same_encoder_in_monai(tmp_path: Path, tiny: TrainConfig) -> None:
+    checkpoint = make_checkpoint(tiny)
+    save_checkpoint(tmp_path / "checkpoints", checkpoint, keep=1)
+    export_weights(tmp_path, tmp_path / "out.safetensors")
+    theirs = SwinUNETR(in_channels=1, out_channels=5, feature_size=12, use_v2=True).eval()
+    loaded = prect.load_pretrained(tmp_path / "out.safetensors", theirs)
+    assert (len(loaded.taken), len(loaded.left), len(loaded.unexpected)) == (145, 22, 0)
+    assert loaded.metadata["run"] == "tiny"
+    own = build_encoder(tiny.network).eval()
+    own.load_state_dict(checkpoint.backbone)
+    maps: list[torch.Tensor] = []
+    for part in (theirs.encoder1, theirs.encoder2, theirs.encoder3, theirs.encoder4):
+        part.register_forward_hook(lambda _m, _i, out: maps.append(out.mean((2, 3, 4))))
+    theirs.encoder10.register_forward_hook(lambda _m, _i, out: maps.append(out.mean((2, 3, 4))))
+    crop = torch.rand(1, 1, 64, 32, 32)
+    with torch.no_grad():
+        theirs(crop)
+        torch.testing.assert_close(own(crop), torch.cat(maps, dim=1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["voco-v1", "voco-v2", "voco-paper"])
+def test_everything_loads_back(tmp_path: Path, name: str) -> None:
+    config = load_config("demo", overrides=[f"objective.name={name}"])
+    learner = build_learner(config)
+    torch.nn.init.normal_(next(learner.objective.parameters()))
+    checkpoint = replace(
+        make_checkpoint(config),
+        backbone=learner.backbone.state_dict(),
+        objective=learner.objective.state_dict(),
+    )
+    path = save_checkpoint(tmp_path, checkpoint, keep=1)
+    result = export_weights(path, tmp_path / "all.safetensors", everything=True)
+    assert result.tensors == len(learner.state_dict())
+    file = prect.load_pretrained(tmp_path / "all.safetensors")
+    assert (file.match.prefix, len(file.left)) == ("backbone.", 0)
+    assert all(n.startswith("objective.") for n in file.unexpected)
+
+    same = parse_config(json.loads(file.metadata["config"]))
+    for source in (tmp_path / "all.safetensors", path):
+        again = build_learner(same)
+        loaded = prect.load_pretrained(source, again)
+        assert (len(loaded.taken), loaded.left, loaded.unexpected) == (result.tensors, (), ())
+        for key, tensor in learner.state_dict().items():
+            assert torch.equal(again.state_dict()[key], tensor), key
+
+
+def test_incomplete_objective_is_refused(tmp_path: Path, demo: TrainConfig) -> None:
+    path = save_checkpoint(tmp_path, make_checkpoint(demo), keep=1)
+    with pytest.raises(CheckpointError, match=r"first: objective\."):
+        export_weights(path, tmp_path / "out.safetensors", everything=True)
+
+
 def test_existing_export_is_kept_without_force(tmp_path: Path, demo: TrainConfig) -> None:
     path = save_checkpoint(tmp_path, make_checkpoint(demo), keep=1)
     target = tmp_path / "out.safetensors"
@@ -149,6 +205,24 @@ def test_existing_export_is_kept_without_force(tmp_path: Path, demo: TrainConfig
     assert target.read_bytes() == b"precious"
     export_weights(path, target, force=True)
     assert load_file(target).keys() == make_checkpoint(demo).backbone.keys()
+
+
+def test_checkpoint_is_a_weight_file(tmp_path: Path, tiny: TrainConfig) -> None:
+    checkpoint = make_checkpoint(tiny)
+    path = save_checkpoint(tmp_path, checkpoint, keep=1)
+    loaded = prect.load_pretrained(path)
+    assert (loaded.match.prefix, len(loaded.taken), loaded.left) == ("backbone.", 145, ())
+    said = {"run": "tiny", "step": "7", "network": "swin_unetr", "feature_size": "12"}
+    assert said.items() <= loaded.metadata.items()
+
+
+def test_how_memory_is_saved_may_change(demo: TrainConfig) -> None:
+    before = demo.model_dump(mode="json")
+    changes = ["network.crops_at_once=3", "network.checkpointing=true"]
+    after = load_config("demo", overrides=changes).model_dump(mode="json")
+    assert differing_settings(before, after) == []
+    other = load_config("demo", overrides=["network.weights=x.pt"]).model_dump(mode="json")
+    assert differing_settings(before, other) == ["network.weights (None -> x.pt)"]
 
 
 def test_only_pace_and_length_may_change(demo: TrainConfig) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
 
+from prect.train.config import TrainConfig
 from prect.train.data import open_data
-from prect.train.evaluate import Heldout, evaluate, has_learned, verdict
+from prect.train.evaluate import evaluate, heldout_from
 from prect.train.learner import Learner, build_learner
 from prect.train.objectives import ObjectiveOutput
-from prect.train.objectives.floor import Floor
 from prect.workspace import Workspace
 
 MakeConfig = Any
@@ -19,29 +23,45 @@ CPU = torch.device("cpu")
 
 
 class _Oracle(Learner):
-    """Answers with a given function of the labels."""
+    """Answers with a given function of the labels; its embeddings lie on one line."""
 
-    def __init__(self, answer: Any) -> None:
+    def __init__(self, answer: Any, teacher: bool = False) -> None:
         torch.nn.Module.__init__(self)
-        self.answer = answer
+        self.answer, self.teacher = answer, teacher
         self.volumes: list[int] = []
 
     def forward(self, batch: Any) -> ObjectiveOutput:
         self.volumes.append(batch.volumes)
         ones = torch.ones(batch.volumes)
-        terms = {"pos": 0.25 * ones, "neg": 0.5 * ones}
-        return ObjectiveOutput(torch.zeros(()), {}, terms, self.answer(batch.labels))
+        crops = torch.arange(6.0).repeat(batch.volumes, 1)[..., None]
+        return ObjectiveOutput(
+            loss=torch.zeros(()),
+            terms={},
+            volume_terms={"pos": 0.25 * ones, "neg": 0.5 * ones},
+            cosine=self.answer(batch.labels),
+            embeddings=crops * torch.tensor([1.0, 2.0, 3.0]),
+            student=torch.eye(6).repeat(batch.volumes, 1, 1),
+            teacher=-torch.eye(6).repeat(batch.volumes, 1, 1) if self.teacher else None,
+        )
 
 
 def test_figures_of_an_oracle(stores: Workspace, make_config: MakeConfig) -> None:
     config = make_config(train={"eval_views": 5, "eval_batch": 2})
     views = open_data(stores, config).views(config, "heldout")
     right = _Oracle(lambda labels: labels)
-    figures = evaluate(right, views, config, CPU)
-    assert figures == Heldout(0.25, 0.5, 0.75, 1.0, 0.25, 5)
+    found = evaluate(right, views, config, CPU)
+    assert (found.pos, found.neg, found.total, found.top1) == (0.25, 0.5, 0.75, 1.0)
+    assert (found.chance, found.views, found.teacher_distance) == (0.25, 5, None)
+    assert found.spearman == pytest.approx(1)
+    # Centred, the unit vectors along six axes span five directions alike.
+    assert found.rank == pytest.approx(1, abs=1e-4)
+    assert found.rank_projected == pytest.approx(5)
     assert right.volumes == [2, 2, 1]
     assert right.training
-    assert evaluate(_Oracle(lambda labels: -labels), views, config, CPU).top1 == 0
+    wrong = evaluate(_Oracle(lambda labels: -labels, teacher=True), views, config, CPU)
+    assert wrong.top1 == 0
+    assert wrong.spearman == pytest.approx(-1)
+    assert wrong.teacher_distance == pytest.approx(2)
 
 
 def test_heldout_patients_are_never_trained_on(stores: Workspace, make_config: MakeConfig) -> None:
@@ -64,24 +84,30 @@ def test_evaluation_repeats_itself(stores: Workspace, make_config: MakeConfig) -
     assert evaluate(learner, views, config, CPU) == evaluate(learner, views, config, CPU)
 
 
-def figures(total: float, top1: float) -> Heldout:
-    return Heldout(total / 2, total / 2, total, top1, 1 / 9, 48)
+def one_rank(rank: int, folder: str, config: TrainConfig, world: int) -> None:
+    torch.set_num_threads(1)
+    address = f"file://{folder}/meeting"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+    views = open_data(Workspace(Path(folder) / "workspace"), config).views(config, "heldout")
+    found = evaluate(build_learner(config), views, config, CPU, rank=rank, world=world)
+    torch.save(asdict(found), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(
-    ("trained", "learned", "words"),
-    [
-        (figures(0.2, 0.7), True, "has learned"),
-        (figures(0.41, 0.5), False, "not clearly"),
-        (figures(0.2, 0.3), False, "not clearly"),
-        (figures(0.6, 0.7), False, "has not learned"),
-    ],
-)
-def test_verdict_compares_with_untrained_and_constant(
-    trained: Heldout, learned: bool, words: str
+def test_figures_do_not_depend_on_the_number_of_processes(
+    workspace: Workspace, make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    untrained, floor = figures(0.5, 0.4), Floor(0.583, 0.19)
-    assert has_learned(trained, untrained, floor) is learned
-    sentence = verdict(trained, untrained, floor)
-    assert words in sentence
-    assert "untrained 0.500, best constant 0.583" in sentence
+    # Three batches for two ranks, the last one smaller.
+    config = make_config(train={"eval_views": 5, "eval_batch": 2, "threads": 1})
+    views = open_data(workspace, config).views(config, "heldout")
+    alone = asdict(evaluate(build_learner(config), views, config, CPU))
+    spawn(one_rank, args=(str(tmp_path), config, 2), nprocs=2)
+    for rank in (0, 1):
+        assert torch.load(tmp_path / f"{rank}.pt") == pytest.approx(alone, rel=1e-6)
+
+
+def test_figures_of_an_older_checkpoint_lack_what_was_not_measured_then() -> None:
+    older = {"pos": 0.2, "neg": 0.1, "total": 0.3, "top1": 0.5, "chance": 0.25, "views": 4}
+    found = heldout_from(older)
+    assert (found.total, found.spearman, found.rank) == (0.3, None, None)
+    assert found.metrics() == {f"heldout_{name}": value for name, value in older.items()}

@@ -9,6 +9,7 @@ import pytest
 
 from prect.errors import ConfigError
 from prect.manifests.cards import catalogue
+from prect.train.architectures import NETWORKS
 from prect.train.config import load_config, parse_config, presets
 from prect.train.recipes import recipe
 from prect.train.schedule import learning_rate
@@ -190,3 +191,45 @@ def test_preset_keeps_what_it_says_of_the_data_sets_in_use() -> None:
 def test_bad_sources_and_views_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config("voco-b", overrides=overrides)
+
+
+def test_network_by_name(tmp_path: Path) -> None:
+    assert load_config("voco-b", overrides=["network=voco-l"]).network == NETWORKS["voco-l"]
+    file = tmp_path / "mine.toml"
+    file.write_text('preset = "voco-b"\nnetwork = "voco-h"\n[optim]\nlr = 0.5\n')
+    assert load_config(file=file).network == NETWORKS["voco-h"]
+    # What is set beside a name refines it, wherever the name stands; so does a later layer.
+    refined = NETWORKS["voco-l"].model_copy(update={"crops_at_once": 2})
+    sets = ["network=voco-l", "network.crops_at_once=2"]
+    for overrides in (sets, sets[::-1], ["network.name=voco-l", sets[1]]):
+        assert load_config("voco-b", file, overrides).network == refined
+    file.write_text('[network]\nname = "voco-l"\ncrops_at_once = 2\n')
+    assert load_config("tiny", file).network == refined
+    assert load_config("tiny", file, ["network=tiny"]).network == NETWORKS["tiny"]
+
+
+@pytest.mark.parametrize("size", ["l", "h"])
+def test_larger_presets_are_voco_b_with_another_network(size: str) -> None:
+    config, base = load_config(f"voco-{size}"), load_config("voco-b")
+    assert config.network == NETWORKS[f"voco-{size}"]
+    assert config.network.checkpointing
+    assert config.train.precision == "auto"
+    same = ("view", "crops", "augment", "objective", "optim")
+    assert all(getattr(config, section) == getattr(base, section) for section in same)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("network=voco-x", r"network 'voco-x' does not exist; there are .*; did you mean voco-"),
+        ("network=vocol", "did you mean voco-l"),
+        ("network.name=tny", "did you mean tiny"),
+        ("network=swin_unetr", "'swin_unetr' does not exist; there are voco-b"),
+        ("network=3", "network: "),
+        ("network.weights=3", r"network\.weights: "),
+        ("network.crops_at_once=-1", r"network\.crops_at_once: "),
+    ],
+)
+def test_bad_networks_are_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config("voco-b", overrides=[override])

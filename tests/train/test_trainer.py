@@ -55,9 +55,9 @@ def test_run_leaves_metrics_checkpoints_and_summary(
     evaluations = [line for line in lines if "heldout_total" in line]
     assert [line["step"] for line in steps] == [1, 2, 3, 4]
     assert [line["step"] for line in evaluations] == [0, 4]
-    assert steps[0]["loss"] == pytest.approx(
-        steps[0]["pos"] + steps[0]["neg"] + steps[0]["reg"], rel=1e-5
-    )
+    parts = ("pos", "neg", "reg", "inter_pos", "inter_neg")
+    for line in steps:
+        assert line["loss"] == pytest.approx(sum(line[part] for part in parts), rel=1e-5)
     assert all(0 <= line["wait_share"] <= 1 and line["volumes_per_s"] > 0 for line in steps)
     assert [p.name for p in list_checkpoints(folder.checkpoints)] == [
         "step-00000003.pt",
@@ -65,14 +65,24 @@ def test_run_leaves_metrics_checkpoints_and_summary(
     ]
     assert summary == json.loads(folder.summary.read_text("utf-8"))
     assert summary["untrained"]["total"] == evaluations[0]["heldout_total"]
+    assert summary["heldout"]["rank"] == evaluations[1]["heldout_rank"]
+    assert summary["training"] == {k: v for k, v in steps[-1].items() if k != "step"}
     assert folder.read()[0] == config
 
 
+OBJECTIVES = [
+    {"name": "voco-v2"},
+    {"name": "voco-v1", "ema_momentum": 0.5, "ema_momentum_end": 1.0},
+]
+"""Version 1 has an encoder as teacher; its momentum depends on how much of the run is done."""
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_resumed_run_equals_one_that_was_never_stopped(
-    workspace: Workspace, make_config: MakeConfig
+    workspace: Workspace, make_config: MakeConfig, objective: dict[str, object]
 ) -> None:
-    run(workspace, make_config(run={"name": "whole"}))
-    halted = make_config(run={"name": "parts"})
+    run(workspace, make_config(run={"name": "whole"}, objective=objective))
+    halted = make_config(run={"name": "parts"}, objective=objective)
     trainer = Trainer(halted, open_data(workspace, halted), CPU, _StopAfter(3))
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
@@ -104,12 +114,13 @@ def test_workers_do_not_change_the_result(workspace: Workspace, make_config: Mak
     assert_same_weights(newest(workspace, "none"), newest(workspace, "two"))
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.filterwarnings("ignore::UserWarning:torch.*", "ignore::FutureWarning:torch.*")
 def test_two_processes_equal_one_with_the_same_volumes_a_step(
-    workspace: Workspace, make_config: MakeConfig
+    workspace: Workspace, make_config: MakeConfig, objective: dict[str, object]
 ) -> None:
-    together = make_config(run={"name": "one"}, data={"batch_size": 2})
-    apart = make_config(run={"name": "two"}, data={"batch_size": 1})
+    together = make_config(run={"name": "one"}, data={"batch_size": 2}, objective=objective)
+    apart = make_config(run={"name": "two"}, data={"batch_size": 1}, objective=objective)
     one = launch(together, workspace.root, Silent())
     two = launch(apart, workspace.root, Silent(), procs=2)
 
@@ -122,13 +133,31 @@ def test_two_processes_equal_one_with_the_same_volumes_a_step(
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
+def test_a_teacher_whose_momentum_has_come_to_one_stands_still(
+    workspace: Workspace, make_config: MakeConfig
+) -> None:
+    """The schedule follows the share of the run that is done: the last step is kept out of it."""
+    objective = {"name": "voco-v1", "ema_momentum": 0.0, "ema_momentum_end": 1.0}
+    run(workspace, make_config(objective=objective, train={"checkpoint_every": 1}))
+    paths = list_checkpoints(workspace.run("toy") / "checkpoints")
+    before, last = (load_checkpoint(path).objective for path in paths[-2:])
+    kept = [name for name in last if name.startswith("teacher.backbone.")]
+    assert kept
+    for name in kept:
+        torch.testing.assert_close(last[name], before[name], rtol=0, atol=0)
+    moved = load_checkpoint(paths[-3]).objective
+    assert any(not torch.equal(moved[name], before[name]) for name in kept)
+
+
 def test_teacher_follows_the_student_at_each_step(
     workspace: Workspace, make_config: MakeConfig
 ) -> None:
     run(workspace, make_config(objective={"ema_momentum": 0.0}))
     heads = newest(workspace, "toy").objective
-    for name in [name for name in heads if name.startswith("teacher.")]:
-        student = heads[name.replace("teacher.", "student.")]
+    names = [name for name in heads if name.startswith("teacher.")]
+    assert names
+    for name in names:
+        student = heads[name.replace("teacher.projector.", "student.")]
         torch.testing.assert_close(heads[name], student, rtol=0, atol=0)
 
 

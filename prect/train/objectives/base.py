@@ -9,21 +9,30 @@ import torch
 from torch import nn
 
 from prect.train.batch import CropBatch
-from prect.train.objectives.floor import NegativeTerm
+from prect.train.objectives.pairs import PairTerms
 
 
 @dataclass
 class ObjectiveOutput:
-    """The result of one forward pass; everything but ``loss`` is detached."""
+    """The result of one forward pass; everything but ``loss`` is detached.
+
+    Shapes: B volumes, S random crops and n bases a volume, E numbers an embedding, D a projection.
+    """
 
     loss: torch.Tensor
     """Scalar to minimise, float32."""
     terms: dict[str, torch.Tensor]
-    """Named scalar parts of the loss, means over the volumes."""
+    """Named scalar parts of the loss before their weights, means over the volumes."""
     volume_terms: dict[str, torch.Tensor]
-    """(B,) the parts that compare crops with bases, for each volume."""
+    """(B,) the parts that compare crops with the bases of their own volume: ``pos`` and ``neg``."""
     cosine: torch.Tensor
     """(B, S, n) similarity of each random crop to each base, in [-1, 1]."""
+    embeddings: torch.Tensor
+    """(B, S + n, E) float32, the encoder's; random crops come first."""
+    student: torch.Tensor
+    """(B, S + n, D) float32, the student's projections."""
+    teacher: torch.Tensor | None
+    """(B, S + n, D) float32, the teacher's projections, where there is a teacher."""
 
 
 class Objective(nn.Module, ABC):
@@ -32,13 +41,17 @@ class Objective(nn.Module, ABC):
     Called as ``objective(backbone, batch)``; the backbone belongs to the caller.
     """
 
-    negative: NegativeTerm
-    """Form of the loss on pairs without overlap; fixes the floor."""
+    terms: PairTerms
+    """The parts of the loss that compare crops with bases; they fix the floor."""
 
     @abstractmethod
     def forward(self, backbone: nn.Module, batch: CropBatch) -> ObjectiveOutput:
         """The loss of a device batch; must not wait for the device."""
 
     @abstractmethod
-    def after_step(self) -> None:
-        """Update whatever follows the student; called after each optimiser step."""
+    def after_step(self, progress: float) -> None:
+        """Update whatever follows the student; called after each optimiser step.
+
+        Args:
+            progress: share of the run's steps that are done, this one included, in (0, 1].
+        """

@@ -1,29 +1,28 @@
 """The best loss that a constant similarity reaches: a bound that learning must beat.
 
 A falling loss proves nothing as long as it stays above the value of pos + neg that one fixed
-similarity for all pairs gives. That value is computed here for the crop placement and the loss
-in use: start positions are independent along the axes, so expectations over placements are
-sums over the products of three short lists of overlaps.
+similarity for all pairs gives. That value is computed here for the crop placement and the loss in
+use: the loss's own terms, averaged over volumes whose crops lie on a Sobol sequence, which fills
+the space of placements evenly and is the same every time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch.quasirandom import SobolEngine
 
 from prect.train.config import CropConfig
-from prect.train.crops import Grid, base_starts, random_start_range
+from prect.train.crops import Grid, base_starts, overlap_shares, random_start_range
+from prect.train.objectives.pairs import PairTerms
 
-_EPS = 1e-6
-_TOLERANCE = 1e-6
+_VOLUMES = 2**14
+_TOLERANCE = 1e-4
 _GOLDEN = (5**0.5 - 1) / 2
-
-Array = NDArray[np.float64]
-NegativeTerm = Literal["log", "square"]
 
 
 @dataclass(frozen=True)
@@ -34,49 +33,39 @@ class Floor:
     similarity: float
 
 
-def constant_floor(crops: CropConfig, grid: Grid, negative: NegativeTerm) -> Floor:
-    """The floor for a crop placement and a loss.
+@lru_cache(maxsize=16)
+def constant_floor(crops: CropConfig, grid: Grid, terms: PairTerms) -> Floor:
+    """The floor for a crop placement and a loss, to about 0.1 %.
 
     Args:
         crops: base grid, size, number and margin of crops.
         grid: voxels (x, y, z) of the view.
-        negative: ``log`` for -log(1 - s) (VoCo v2), ``square`` for s^2 (v1), both averaged over
-            the pairs without overlap.
+        terms: what the loss does with labels and similarities, as in ``Objective.terms``.
     """
-    shares, weights, zero_pair = _placements(crops, grid)
+    labels = _placed(crops, grid)
 
     def expected(similarity: float) -> float:
-        near = -np.log(1 - np.abs(shares - similarity) + _EPS)
-        # The labels of a volume sum to the number of its random crops, up to eps.
-        positive = float((weights * shares * near).sum() / (weights * shares).sum())
-        far = similarity**2 if negative == "square" else -np.log(1 - similarity + _EPS)
-        return positive + zero_pair * float(far)
+        positive, negative = terms(labels, torch.full_like(labels, similarity))
+        return float((positive + negative).mean())
 
     best = _minimise(expected)
     return Floor(expected(best), best)
 
 
-def _placements(crops: CropConfig, grid: Grid) -> tuple[Array, Array, float]:
-    """Shares of a crop in a base with their expected counts, and the chance of an empty pair."""
-    bases = base_starts(crops, grid)
+def _placed(crops: CropConfig, grid: Grid) -> torch.Tensor:
+    """(volumes, S, n) float64 labels of volumes that stand for all placements."""
     first, last = random_start_range(crops, grid)
-    shares, weights, full = np.ones(1), np.ones(1), 1.0
-    for axis, size in enumerate(crops.size):
-        starts = np.arange(first[axis], last[axis] + 1)
-        distance = np.abs(starts[:, None] - np.unique(bases[:, axis]))
-        overlap = np.maximum(size - distance, 0) / size
-        full *= float((overlap > 0).all(axis=1).mean())
-        values, counts = np.unique(overlap, return_counts=True)
-        shares = np.multiply.outer(shares, values).ravel()
-        weights = np.multiply.outer(weights, counts / len(starts)).ravel()
-    overlapping = shares > 0
-    # A volume without any empty pair has no negative term; its S crops are independent.
-    zero_pair = 1 - full**crops.random
-    return shares[overlapping], weights[overlapping], zero_pair
+    engine = SobolEngine(3 * crops.random)
+    points = engine.draw(_VOLUMES, dtype=torch.float64).reshape(-1, crops.random, 3).numpy()
+    # Points lie on a grid of their own; in the middle of its cells none falls on a border.
+    points = points + 0.5 / _VOLUMES
+    starts = first + (points * (last - first + 1)).astype(np.int64)
+    shares = overlap_shares(starts, base_starts(crops, grid), crops.size)
+    return torch.from_numpy(shares.astype(np.float64))
 
 
 def _minimise(function: Callable[[float], float]) -> float:
-    """Golden-section search on [0, 1]; both terms are convex in the similarity."""
+    """Golden-section search on [0, 1]; all terms are convex in the similarity."""
     low, high = 0.0, 1.0
     left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
     at_left, at_right = function(left), function(right)

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
+from prect.errors import TrainingError
+from prect.train.objectives.ranks import sum_over_ranks, world_size
 
-class _SumOverRanks(torch.autograd.Function):
-    """Sum over all ranks whose gradient is summed over all ranks too."""
-
-    @staticmethod
-    def forward(_ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
-        total = tensor.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(_ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        total = gradients[0].clone()
-        dist.all_reduce(total)
-        return total
+Norm = Literal["batch", "layer"]
 
 
 class BatchStatisticsNorm(nn.Module):
@@ -37,34 +25,43 @@ class BatchStatisticsNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise (N, D) over N; every rank must bring the same N."""
+        """Normalise (N, D) over N; every rank must bring the same N.
+
+        Raises:
+            TrainingError: there is one row in all, which has no statistics.
+        """
+        world = world_size() if self.training else 1
+        if len(x) * world < 2:
+            raise TrainingError(
+                "batch statistics of a single crop make it zero, whatever it shows; bring two "
+                "crops or more, or set objective.norm='layer'"
+            )
         x = x.float()
-        mean = self._mean(x)
-        centred = x - mean
-        variance = self._mean(centred.square())
+        centred = x - _mean(x, world)
+        variance = _mean(centred.square(), world)
         return centred * torch.rsqrt(variance + self.eps)
 
-    def _mean(self, x: torch.Tensor) -> torch.Tensor:
-        mean = x.mean(dim=0)
-        if self.training and dist.is_initialized() and dist.get_world_size() > 1:
-            total: torch.Tensor = _SumOverRanks.apply(mean)  # type: ignore[no-untyped-call]
-            return total / dist.get_world_size()
-        return mean
+
+def _mean(x: torch.Tensor, world: int) -> torch.Tensor:
+    mean = x.mean(dim=0)
+    return sum_over_ranks(mean) / world if world > 1 else mean
 
 
 class Projector(nn.Sequential):
     """Linear-norm-ReLU twice, then Linear; (N, embedding) to (N, width).
 
-    A bias before the norm would be taken out again by the mean, so there is none.
+    No norm has affine weights. A bias before a batch norm would be taken out again by the mean, so
+    there is none; a layer norm leaves it in.
     """
 
-    def __init__(self, embedding: int, width: int) -> None:
+    def __init__(self, embedding: int, width: int, norm: Norm = "batch") -> None:
         super().__init__(
-            nn.Linear(embedding, width, bias=False),
-            BatchStatisticsNorm(),
-            nn.ReLU(inplace=True),
-            nn.Linear(width, width, bias=False),
-            BatchStatisticsNorm(),
-            nn.ReLU(inplace=True),
-            nn.Linear(width, width),
+            *_hidden(embedding, width, norm), *_hidden(width, width, norm), nn.Linear(width, width)
         )
+
+
+def _hidden(inputs: int, width: int, norm: Norm) -> list[nn.Module]:
+    if norm == "layer":
+        layer = nn.LayerNorm(width, elementwise_affine=False)
+        return [nn.Linear(inputs, width), layer, nn.ReLU(inplace=True)]
+    return [nn.Linear(inputs, width, bias=False), BatchStatisticsNorm(), nn.ReLU(inplace=True)]

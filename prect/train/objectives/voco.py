@@ -1,110 +1,166 @@
-"""VoCo version 2, intra-volume part: predict a crop's position by contrast with base crops.
+"""What the VoCo objectives share: two projections of every crop, and the step of the teacher.
 
-Formulas of "Large-Scale 3D Medical Image Pre-training with Geometric Context Priors" (arXiv
-2410.09890) as its released code runs them. With cosine similarities s = relu(cos), position
-labels y, eps = 1e-6, sums over the S x n matrix of one volume and the mean over volumes::
-
-    L_pos = - sum y log(1 - |y - s| + eps) / (sum y + eps)
-    L_neg = - sum_{y=0} log(1 - s + eps) / (#{y=0} + eps)
-    L_reg = 2 / (n (n - 1)) sum_{a<b} relu(cos(q_a, stop(q_b)))^2
-
-Shapes: B volumes, S random crops and n bases a volume, D width of the projector.
+Shapes: B volumes, S random crops and n bases a volume, E numbers an embedding, D a projection.
 """
 
 from __future__ import annotations
 
-import copy
+from abc import abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from prect.train.batch import CropBatch
-from prect.train.config import ObjectiveConfig
+from prect.train.config import TrainConfig
+from prect.train.networks import Encoder
 from prect.train.objectives.base import Objective, ObjectiveOutput
-from prect.train.objectives.floor import NegativeTerm
 from prect.train.objectives.heads import Projector
+from prect.train.objectives.pairs import cosines, similarities
+from prect.train.objectives.ranks import of_next_volume
+from prect.train.objectives.teacher import build_teacher, momentum_at
 
-EPS = 1e-6
+
+@dataclass(frozen=True)
+class Projections:
+    """The projections of one side, float32."""
+
+    random: torch.Tensor
+    """(B, S, D) of the random crops, k."""
+    bases: torch.Tensor
+    """(B, n, D) of the base crops, q."""
 
 
-class VocoIntra(Objective):
-    """Student projector against an exponential average of itself, on a shared backbone.
+@dataclass(frozen=True)
+class Losses:
+    """What a form of the loss makes of two sides."""
 
-    The teacher starts as a copy of the student; the released code starts it at random, so that
-    its first similarities mean nothing.
-    """
+    cosine: torch.Tensor
+    """(B, S, n) what is compared with the labels, before it is made a similarity."""
+    parts: dict[str, torch.Tensor]
+    """(B,) each; ``pos`` and ``neg`` compare crops with bases of their own volume."""
 
-    negative: NegativeTerm = "log"
 
-    def __init__(self, config: ObjectiveConfig, random_crops: int, embedding: int) -> None:
+class Voco(Objective):
+    """A student's projector, perhaps a teacher, and a form of the loss."""
+
+    def __init__(self, config: TrainConfig, backbone: Encoder) -> None:
+        """Heads with fresh weights from torch's random state, and the teacher.
+
+        Args:
+            config: the run's settings.
+            backbone: the student's encoder as training begins.
+        """
         super().__init__()
-        self.momentum = config.ema_momentum
-        self.reg_weight = config.reg_weight
-        self.random = random_crops
-        self.student = Projector(embedding, config.projector_width)
-        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        settings = config.objective
+        self.settings = settings
+        self.student = Projector(backbone.embedding, settings.width, settings.norm)
+        self.teacher = build_teacher(config, self.student, backbone)
+        # In a tuple, so that the encoder does not become a part of this module.
+        self._followed = (backbone,)
 
     def forward(self, backbone: nn.Module, batch: CropBatch) -> ObjectiveOutput:
         """See :class:`Objective`."""
+        # The teacher goes first: what it computes is given back before the student needs memory.
+        own = self.teacher.embed(batch.crops) if self.teacher is not None else None
         embeddings = backbone(batch.crops)
-        student = self.student(embeddings)
-        with torch.no_grad():
-            teacher = self.teacher(embeddings)
+        shown = _without_dropped(embeddings, batch)
+        student = self.student(shown).float()
+        teacher = None
+        if self.teacher is not None:
+            seen = shown.detach() if own is None else _without_dropped(own, batch)
+            teacher = self.teacher(seen).float()
         with torch.autocast(embeddings.device.type, enabled=False):
-            return self._losses(student.float(), teacher.float(), batch)
+            return self.compare(embeddings, student, teacher, batch)
 
-    def _losses(
-        self, student: torch.Tensor, teacher: torch.Tensor, batch: CropBatch
+    def compare(
+        self,
+        embeddings: torch.Tensor,
+        student: torch.Tensor,
+        teacher: torch.Tensor | None,
+        batch: CropBatch,
     ) -> ObjectiveOutput:
+        """The loss of projections, in their own precision.
+
+        Args:
+            embeddings: (B * (S + n), E), only passed on.
+            student: (B * (S + n), D), with gradient.
+            teacher: (B * (S + n), D), without gradient; None where there is no teacher.
+            batch: for the labels.
+        """
         by_volume = (batch.volumes, -1, student.shape[-1])
-        student = functional.normalize(student, dim=-1).reshape(by_volume)
-        teacher = functional.normalize(teacher, dim=-1).reshape(by_volume)
-        cosine = student[:, : self.random] @ teacher[:, self.random :].mT
-        positive, negative = cross_entropy_terms(batch.labels, cosine.relu())
-        apart = base_similarity(student[:, self.random :])
-        loss = (positive + negative + self.reg_weight * apart).mean()
-        volume_terms = {"pos": positive.detach(), "neg": negative.detach()}
-        terms = {name: values.mean() for name, values in volume_terms.items()}
-        terms["reg"] = apart.detach().mean()
-        return ObjectiveOutput(loss, terms, volume_terms, cosine.detach())
+        student = student.reshape(by_volume)
+        teacher = None if teacher is None else teacher.reshape(by_volume)
+        taught = None if teacher is None else split(teacher, batch.random)
+        losses = self.losses(split(student, batch.random), taught, batch.labels)
+        weights = self.weights()
+        weighted = [weights.get(name, 1.0) * part for name, part in losses.parts.items()]
+        return ObjectiveOutput(
+            loss=torch.stack(weighted).sum(dim=0).mean(),
+            terms={name: part.detach().mean() for name, part in losses.parts.items()},
+            volume_terms={name: losses.parts[name].detach() for name in ("pos", "neg")},
+            cosine=losses.cosine.detach(),
+            embeddings=embeddings.detach().unflatten(0, by_volume[:2]),
+            student=student.detach(),
+            teacher=teacher,
+        )
 
-    @torch.no_grad()
-    def after_step(self) -> None:
-        """Move the teacher towards the student."""
-        pairs = zip(self.teacher.parameters(), self.student.parameters(), strict=True)
-        for teacher, student in pairs:
-            teacher.lerp_(student, 1 - self.momentum)
+    def after_step(self, progress: float) -> None:
+        """Move the teacher towards the student; see :class:`Objective`."""
+        if self.teacher is not None:
+            settings = self.settings
+            momentum = momentum_at(progress, settings.ema_momentum, settings.ema_momentum_end)
+            self.teacher.follow(self.student, self._followed[0], momentum)
+
+    @abstractmethod
+    def losses(
+        self, student: Projections, teacher: Projections | None, labels: torch.Tensor
+    ) -> Losses:
+        """The parts of the loss.
+
+        Args:
+            student: with gradient.
+            teacher: without gradient.
+            labels: (B, S, n).
+        """
+
+    def across_volumes(
+        self, student: Projections, teacher: Projections | None
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Similarities of random crops to the bases of the next volume of the global batch.
+
+        In evaluation mode the next volume is that of the process's own batch.
+
+        Returns:
+            (B, S, n) of the teacher, without gradient, and of the student; None without a teacher,
+            at weight 0 and where there is one volume only.
+        """
+        if teacher is None or self.settings.inter_weight == 0:
+            return None
+        both = torch.cat([student.bases, teacher.bases], dim=-1)
+        following = of_next_volume(both, alone=not self.training)
+        if following is None:
+            return None
+        student_bases, teacher_bases = following.chunk(2, dim=-1)
+        target = similarities(cosines(teacher.random, teacher_bases.detach()))
+        return target, similarities(cosines(student.random, student_bases))
+
+    def weights(self) -> dict[str, float]:
+        """Weights of parts that do not weigh 1."""
+        return {"reg": self.settings.reg_weight}
 
 
-def cross_entropy_terms(
-    labels: torch.Tensor, similarity: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """L_pos and L_neg of each volume.
-
-    Args:
-        labels: (B, S, n) overlap shares.
-        similarity: (B, S, n) in [0, 1].
-
-    Returns:
-        Two (B,) tensors.
-    """
-    sums = (-2, -1)
-    near = -(labels * torch.log(1 - (labels - similarity).abs() + EPS)).sum(sums)
-    empty = (labels == 0).to(similarity.dtype)
-    far = -(empty * torch.log(1 - similarity + EPS)).sum(sums)
-    return near / (labels.sum(sums) + EPS), far / (empty.sum(sums) + EPS)
+def split(projections: torch.Tensor, random: int) -> Projections:
+    """(B, S + n, D) as random crops and bases."""
+    return Projections(projections[:, :random], projections[:, random:])
 
 
-def base_similarity(bases: torch.Tensor) -> torch.Tensor:
-    """L_reg of each volume.
+def in_place_of_teacher(student: Projections, teacher: Projections | None) -> Projections:
+    """The teacher or, without one, the student with its gradient stopped."""
+    return teacher or Projections(student.random.detach(), student.bases.detach())
 
-    Args:
-        bases: (B, n, D) normalised student embeddings of the base crops, n at least 2.
 
-    Returns:
-        (B,) mean squared similarity of two bases; its gradient reaches the first of a pair only.
-    """
-    n = bases.shape[1]
-    similarity = (bases @ bases.detach().mT).relu()
-    return similarity.triu(diagonal=1).square().sum((-2, -1)) * (2 / (n * (n - 1)))
+def _without_dropped(embeddings: torch.Tensor, batch: CropBatch) -> torch.Tensor:
+    if batch.dropped is None:
+        return embeddings
+    return embeddings.masked_fill(batch.dropped[:, None], 0)
