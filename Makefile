@@ -49,8 +49,9 @@ demo: setup
 	@echo "weights      $(DEMO)/encoder.safetensors"
 	@echo "picture of what step 1 read:  $(DEMO)/replay"
 
+# The processes of a test run share the cores; threads of each would only wait for one another.
 test: setup
-	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow'
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow --timeout 3600

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
@@ -49,7 +50,7 @@ class Built:
         return {row.source: row for row in read_sources(self.workspace.sources(self.dataset))}
 
 
-def ingest_and_build(folder: Path, source: Path, dataset: str, workers: int = 2) -> Built:
+def ingest_and_build(folder: Path, source: Path, dataset: str, workers: int = 1) -> Built:
     """Ingest and store everything under ``source``, in a workspace in ``folder``."""
     workspace = Workspace(folder)
     found = survey(dataset, source, workspace, salt=SALT)
@@ -88,6 +89,13 @@ def forkserver_with_libraries() -> None:
     preloaded = ["prect.train.loader", "prect.train.preload", "tests.cache.faults_tools"]
     multiprocessing.get_context("forkserver").set_forkserver_preload(preloaded)
     forkserver.ensure_running()
+
+
+@pytest.fixture(scope="session")
+def scheduler() -> Iterator[str]:
+    """Address of a Dask scheduler with one worker, for commands whose own would take seconds."""
+    with cluster(1) as client:
+        yield str(client.scheduler_info()["address"])
 
 
 def run_prect(*arguments: object, expect: int = 0) -> subprocess.CompletedProcess[str]:

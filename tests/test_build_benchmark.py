@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+# It runs the program, which has a make target of its own.
+pytestmark = pytest.mark.slow
 PROGRAM = Path(__file__).resolve().parents[1] / "benchmarks" / "build.py"
 WITHIN = {"hu": 5.0, "window": 15.0}
 

@@ -13,6 +13,8 @@ import pytest
 
 from tests.conftest import Built
 
+# It runs the program, which has a make target of its own.
+pytestmark = pytest.mark.slow
 PROGRAM = Path(__file__).resolve().parents[1] / "benchmarks" / "learn.py"
 OPTIONS = ("--quick", "--objectives", "voco-v2", "--jobs", "2")
 

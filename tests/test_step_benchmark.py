@@ -83,6 +83,7 @@ def made_document(report: ModuleType) -> dict[str, Any]:
     return document | {"goals": report.goals_of(document)}
 
 
+@pytest.mark.slow
 def test_plain_implementations_compute_the_same() -> None:
     """Two volumes, so that version 2 has its term between volumes."""
     found = json.loads(run_python("-c", COMPARE).splitlines()[-1])
@@ -100,6 +101,7 @@ def test_plain_implementations_compute_the_same() -> None:
             )
 
 
+@pytest.mark.slow
 def test_it_writes_what_it_measured_though_an_arm_fails(tmp_path: Path) -> None:
     path = tmp_path / "step.json"
     done = python(

@@ -152,7 +152,7 @@ def test_another_profile_or_another_source_makes_a_store_stale(
     folder = tmp_path / "source"
     folder.mkdir()
     path = write_nifti(folder / "ct.nii.gz", body_volume())
-    built = ingest_and_build(tmp_path / "workspace", folder, "one", workers=1)
+    built = ingest_and_build(tmp_path / "workspace", folder, "one")
     assert built.report.summary()["stored"] == 1
     write_nifti(path, body_volume() + np.int16(3))
     (row,) = survey("one", folder, built.workspace).rows
@@ -193,7 +193,7 @@ def test_training_leaves_out_what_ingest_has_since_decided_against(tmp_path: Pat
     folder.mkdir()
     for seed, name in enumerate("ab"):
         write_nifti(folder / f"{name}.nii.gz", body_volume(seed=seed))
-    built = ingest_and_build(tmp_path / "workspace", folder, "one", workers=1)
+    built = ingest_and_build(tmp_path / "workspace", folder, "one")
     assert len(load_cache_table(built.workspace, ["one"])) == 2
     set_excluded_benchmarks(built.workspace, ["one"])
     with pytest.raises(ManifestError):

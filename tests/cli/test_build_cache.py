@@ -8,12 +8,13 @@ from prect.phantom import generate
 from tests.conftest import SALT, run_json, run_prect
 
 
-def test_a_build_goes_on_with_the_profile_of_the_last_one(tmp_path: Path) -> None:
+def test_a_build_goes_on_with_the_profile_of_the_last_one(tmp_path: Path, scheduler: str) -> None:
     generate(tmp_path / "source", cases=1, seed=3, size="small", format="nifti")
     workspace = tmp_path / "workspace"
-    run_json("ingest", "one", "--source", tmp_path / "source", "-w", workspace, "--salt", SALT)
+    place = ("-w", workspace, "--scheduler", scheduler)
+    run_json("ingest", "one", "--source", tmp_path / "source", *place, "--salt", SALT)
     options = ["--profile", "voco2", "--intensity", "window"]
-    (first,) = run_json("build-cache", "one", *options, "-w", workspace)["datasets"]
+    (first,) = run_json("build-cache", "one", *options, *place)["datasets"]
     assert (first["built"], first["profile"]) == (1, "voco2, window -1000..500, steps of 6")
     (again,) = run_json("build-cache", "-w", workspace)["datasets"]
     assert (again["kept"], again["built"], again["profile"]) == (1, 0, first["profile"])

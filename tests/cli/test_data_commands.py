@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +17,22 @@ from tests.conftest import Built, run_json, run_prect
 from tests.ingest.volumes import body_volume, write_nifti
 
 
+def seconds(run: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
 def test_help_is_quick() -> None:
-    run_prect("--help")  # the first run compiles
-    seconds = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        done = run_prect("--help")
-        seconds.append(time.perf_counter() - begin)
-    assert min(seconds) < 0.5
+    """Held against the libraries that draw it, taken in turn: the machine may be busy."""
+    done = run_prect("--help")  # the first run compiles
+    bare = [sys.executable, "-c", "import typer, typer.rich_utils"]
+    turns = [
+        (seconds(lambda: run_prect("--help")), seconds(lambda: subprocess.run(bare, check=True)))
+        for _ in range(5)
+    ]
+    own, libraries = (min(column) for column in zip(*turns, strict=True))
+    assert own < 2.5 * libraries
     for command in ("phantom", "ingest", "build-cache", "train", "export", "status"):
         assert command in done.stdout
 
@@ -60,22 +71,24 @@ def test_the_whole_road_with_json(tmp_path: Path) -> None:
     )
 
 
-def test_strict_tells_by_the_exit_status(tmp_path: Path) -> None:
+def test_strict_tells_by_the_exit_status(tmp_path: Path, scheduler: str) -> None:
     source = tmp_path / "source"
     source.mkdir()
     write_nifti(source / "ct.nii.gz", body_volume())
-    run_json("ingest", "a", "--source", source, "-w", tmp_path / "w", "--strict")
+    place = ("-w", tmp_path / "w", "--scheduler", scheduler)
+    run_json("ingest", "a", "--source", source, *place, "--strict")
     write_nifti(source / "mask.nii.gz", (body_volume() > -500).astype(np.uint8))
-    run_json("ingest", "a", "--source", source, "-w", tmp_path / "w", "--strict", expect=3)
+    run_json("ingest", "a", "--source", source, *place, "--strict", expect=3)
     (source / "ct.nii.gz").unlink()
-    run_json("build-cache", "-w", tmp_path / "w", "--strict", expect=3)
+    run_json("build-cache", *place, "--strict", expect=3)
 
 
-def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_writes_nothing(tmp_path: Path, scheduler: str) -> None:
     source = tmp_path / "source"
     source.mkdir()
     write_nifti(source / "ct.nii.gz", body_volume())
-    seen = run_json("ingest", "a", "--source", source, "-w", tmp_path / "w", "--dry-run")
+    place = ("-w", tmp_path / "w", "--scheduler", scheduler)
+    seen = run_json("ingest", "a", "--source", source, *place, "--dry-run")
     assert seen["verdicts"]["accepted"] == 1
     assert seen["manifest"] is None
     run_prect("phantom", tmp_path / "p", "--dry-run")

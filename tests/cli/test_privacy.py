@@ -75,7 +75,7 @@ class Shared:
 
 
 @pytest.fixture(scope="module")
-def shared(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Shared:
+def shared(source: Path, scheduler: str, tmp_path_factory: pytest.TempPathFactory) -> Shared:
     workspace = tmp_path_factory.mktemp("workspace")
     judged = run_json("ingest", "set", "--source", source, "-w", workspace, "--workers", 2)
     assert judged["verdicts"]["accepted"] + judged["verdicts"]["warned"] == 8
@@ -87,8 +87,9 @@ def shared(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Shared:
     quarantine = tmp_path_factory.mktemp("copy") / "quarantine.parquet"
     shutil.copyfile(Workspace(workspace).quarantine("set"), quarantine)
     # A second ingest and build write history, and reasons for what changed.
-    run_json("ingest", "set", "--source", source, "-w", workspace, "--workers", 2)
-    again = run_json("build-cache", "set", "-w", workspace, "--workers", 2)
+    place = ("-w", workspace, "--scheduler", scheduler)
+    run_json("ingest", "set", "--source", source, *place)
+    again = run_json("build-cache", "set", *place)
     return Shared(Workspace(workspace), repr((built, again)), quarantine)
 
 

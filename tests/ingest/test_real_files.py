@@ -178,7 +178,7 @@ def test_an_oblique_volume_agrees_with_a_direct_resample(shared_data: Path, tmp_
     file = shared_data / "chest_imaging_platform" / "ct-64-transformed.nrrd"
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / file.name).symlink_to(file)
-    built = ingest_and_build(tmp_path / "workspace", tmp_path / "source", "one", workers=1)
+    built = ingest_and_build(tmp_path / "workspace", tmp_path / "source", "one")
     (row,) = built.survey.rows
     assert row.verdict == "accepted"
     assert_as_direct(StoreReader(built.workspace.store("one", row.case)), file)

@@ -106,7 +106,7 @@ PLAIN = {
 }
 SAVING = [
     ("swin_unetr", {"checkpointing": True}),
-    ("swin_unetr", {"crops_at_once": 1}),
+    pytest.param("swin_unetr", {"crops_at_once": 1}, marks=pytest.mark.slow),
     ("segresnet", {"crops_at_once": 1}),
 ]
 Found = tuple[torch.Tensor, dict[str, torch.Tensor], int]
@@ -197,7 +197,8 @@ def on_one_rank(rank: int, folder: str, name: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("name", ["segresnet", pytest.param("swin_unetr", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLAIN)
 def test_saving_memory_works_across_processes(
     name: str, tmp_path: Path, plain: dict[str, Found]
 ) -> None:
