@@ -205,6 +205,7 @@ def test_the_page_of_the_docs_has_the_marks(report: ModuleType) -> None:
     assert text.index(report.BEGIN) < text.index(report.END)
 
 
+@pytest.mark.slow
 def test_precisions_are_compared_on_several_volumes() -> None:
     asked = json.dumps({"network": "demo", "devices": ["cpu"], "volumes": 2})
     found = json.loads(run_python("step_gpu.py", "agreement", asked).splitlines()[-1])

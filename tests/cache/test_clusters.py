@@ -237,6 +237,7 @@ def test_workers_that_die_while_they_start_are_started_again(
     assert len(attempts) == 2 + 3
 
 
+@pytest.mark.slow
 def test_two_deadly_volumes_among_ten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prect.cache.build.convert", _die)
     workspace = ten_with_two_deadly(tmp_path)

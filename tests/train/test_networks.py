@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -105,7 +106,7 @@ PLAIN = {
     "segresnet": NetworkConfig(name="segresnet", feature_size=8, blocks=(1, 1)),
 }
 SAVING = [
-    ("swin_unetr", {"checkpointing": True}),
+    pytest.param("swin_unetr", {"checkpointing": True}, marks=pytest.mark.slow),
     pytest.param("swin_unetr", {"crops_at_once": 1}, marks=pytest.mark.slow),
     ("segresnet", {"crops_at_once": 1}),
 ]
@@ -144,10 +145,10 @@ def gradients(network: NetworkConfig) -> Found:
     return embeddings.detach(), found, counted[0]
 
 
-@pytest.fixture(scope="module")
-def plain() -> dict[str, Found]:
-    """What each network computes when it saves no memory."""
-    return {name: gradients(network) for name, network in PLAIN.items()}
+@cache
+def plain(name: str) -> Found:
+    """What a network computes when it saves no memory."""
+    return gradients(PLAIN[name])
 
 
 def assert_equal_gradients(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
@@ -159,10 +160,8 @@ def assert_equal_gradients(found: dict[str, torch.Tensor], wanted: dict[str, tor
 
 
 @pytest.mark.parametrize(("name", "settings"), SAVING, ids=str)
-def test_saving_memory_changes_no_gradient(
-    name: str, settings: dict[str, object], plain: dict[str, Found]
-) -> None:
-    embeddings, wanted, most = plain[name]
+def test_saving_memory_changes_no_gradient(name: str, settings: dict[str, object]) -> None:
+    embeddings, wanted, most = plain(name)
     network = PLAIN[name].model_copy(update=settings)
     again, found, kept = gradients(network)
     torch.testing.assert_close(again, embeddings, rtol=1e-12, atol=1e-12)
@@ -199,10 +198,8 @@ def on_one_rank(rank: int, folder: str, name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PLAIN)
-def test_saving_memory_works_across_processes(
-    name: str, tmp_path: Path, plain: dict[str, Found]
-) -> None:
+def test_saving_memory_works_across_processes(name: str, tmp_path: Path) -> None:
     spawn(on_one_rank, args=(str(tmp_path), name), nprocs=2)
     for rank in (0, 1):
         found = torch.load(tmp_path / f"{rank}.pt")
-        assert_equal_gradients(found, plain[name][1])
+        assert_equal_gradients(found, plain(name)[1])

@@ -71,7 +71,7 @@ def test_run_leaves_metrics_checkpoints_and_summary(
 
 
 OBJECTIVES = [
-    {"name": "voco-v2"},
+    pytest.param({"name": "voco-v2"}, marks=pytest.mark.slow),
     {"name": "voco-v1", "ema_momentum": 0.5, "ema_momentum_end": 1.0},
 ]
 """Version 1 has an encoder as teacher; its momentum depends on how much of the run is done."""
