@@ -104,9 +104,11 @@ def _main_runs(extent: Extent, objectives: tuple[str, ...]) -> Iterator[Run]:
 
 
 def _variant_runs(extent: Extent, objectives: tuple[str, ...]) -> Iterator[Run]:
+    # No curve is drawn of them, and an evaluation takes as long as dozens of steps.
+    ends = replace(extent, eval_every=extent.steps, probe_every=extent.steps)
     for variant in extent.variants:
         for objective in objectives:
-            settings = {**_settings(extent, objective), **VARIANTS[variant]}
+            settings = {**_settings(ends, objective), **VARIANTS[variant]}
             yield Run(objective, variant, 0, settings)
 
 
