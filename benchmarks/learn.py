@@ -24,13 +24,21 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-from learn_report import draw, goals_of, tables, write_page
+from learn_report import draw, figures, goals_of, tables
 from learn_runs import DATASET, GEOMETRIES, PROGRAM, VARIANTS, Extent, Run, runs
-from measuring import SEED, BenchmarkError, machine, phantom, print_goals, scratch, task
+from measuring import (
+    SEED,
+    BenchmarkError,
+    machine,
+    on_console,
+    phantom,
+    print_goals,
+    scratch,
+    task,
+    write_page,
+)
 from rich.console import Console
-from rich.table import Table
 
-from prect.benchmark.tables import TextTable
 from prect.errors import PrectError
 from prect.workspace import Workspace
 
@@ -167,13 +175,6 @@ def found(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     }
 
 
-def _on_console(table: TextTable) -> Table:
-    shown = Table(*table.header, title=table.title)
-    for row in table.rows:
-        shown.add_row(*row)
-    return shown
-
-
 def main() -> None:
     options = arguments()
     console = Console(width=None if sys.stdout.isatty() else 160, markup=True, highlight=False)
@@ -183,16 +184,16 @@ def main() -> None:
             document["goals"] = goals_of(document["runs"])
         else:
             document = found(options, console)
+        for table in tables(document):
+            console.print(on_console(table))
+        print_goals(document["goals"], console)
+        if options.json:
+            options.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        if options.docs:
+            draw(document, options.docs)
+            write_page(figures(document), options.docs / "learning.md")
     except (BenchmarkError, PrectError) as error:
         raise SystemExit(str(error)) from None
-    for table in tables(document):
-        console.print(_on_console(table))
-    print_goals(document["goals"], console)
-    if options.json:
-        options.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    if options.docs:
-        draw(document, options.docs)
-        write_page(document, options.docs / "learning.md")
     if not all(goal["met"] for goal in document["goals"]):
         raise SystemExit(1)
 

@@ -14,7 +14,6 @@ from measuring import goal
 
 from prect.benchmark.tables import TextTable
 
-BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
 LARGEST_LOSS_RATIO = 0.7
 SMALLEST_TOP1_RATIO = 1.4
 
@@ -153,20 +152,6 @@ def figures(document: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join([*lines, *(table.markdown() for table in tables(document))])
-
-
-def write_page(document: Mapping[str, Any], page: Path) -> None:
-    """Put the figures between the marks of a page.
-
-    Raises:
-        ValueError: the page has no marks.
-    """
-    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{page} has no {BEGIN} followed by {END}")
-    text = f"{before}{BEGIN}\n\n{figures(document).rstrip()}\n\n{END}{after}"
-    page.write_text(text, encoding="utf-8")
 
 
 def draw(document: Mapping[str, Any], folder: Path) -> list[Path]:

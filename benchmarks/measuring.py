@@ -22,6 +22,8 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
+from prect.benchmark.tables import TextTable
+
 SEED = 7
 """Of the phantoms that the programs make."""
 ONE_THREAD = {
@@ -33,6 +35,10 @@ ONE_THREAD = {
         "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
     )
 }
+
+
+BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
+"""Between these a program writes its figures into a page of docs/."""
 
 
 class BenchmarkError(Exception):
@@ -209,3 +215,25 @@ def machine(libraries: Sequence[str]) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in libraries},
     }
+
+
+def write_page(figures: str, page: Path) -> None:
+    """Put figures between the marks of a page.
+
+    Raises:
+        BenchmarkError: the page has no marks.
+    """
+    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise BenchmarkError(f"{page} has no {BEGIN} followed by {END}")
+    text = f"{before}{BEGIN}\n\n{figures.rstrip()}\n\n{END}{after}"
+    page.write_text(text, encoding="utf-8")
+
+
+def on_console(table: TextTable) -> Table:
+    """The table as rich draws it."""
+    shown = Table(*table.header, title=table.title)
+    for row in table.rows:
+        shown.add_row(*row)
+    return shown

@@ -25,24 +25,22 @@ from statistics import median
 from typing import Any
 
 import torch
-from measuring import BenchmarkError, machine, print_goals, task
+from measuring import BenchmarkError, machine, on_console, print_goals, task, write_page
 from rich.console import Console
-from rich.table import Table
 from step_arms import ARMS, CHUNKED, LITERAL, PRECT
 from step_counts import counts, flops
 from step_gpu import gpu_figures
 from step_report import (
     check_same,
+    figures,
     goals_of,
     has_parts,
     outside,
     seconds,
     tables,
     with_differences,
-    write_page,
 )
 
-from prect.benchmark.tables import TextTable
 from prect.errors import PrectError
 from prect.train.architectures import NETWORKS
 
@@ -215,13 +213,6 @@ def _finish(document: dict[str, Any], options: argparse.Namespace) -> None:
         options.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
-def _on_console(table: TextTable) -> Table:
-    shown = Table(*table.header, title=table.title)
-    for row in table.rows:
-        shown.add_row(*row)
-    return shown
-
-
 def main() -> None:
     options = arguments()
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
@@ -232,11 +223,11 @@ def main() -> None:
         else:
             document = measured(options, console)
         for table in tables(document):
-            console.print(_on_console(table))
+            console.print(on_console(table))
         print_goals(document["goals"], console)
         check_same(document["runs"])
         if options.docs:
-            write_page(document, options.docs / "step.md")
+            write_page(figures(document), options.docs / "step.md")
     except (BenchmarkError, PrectError) as error:
         raise SystemExit(str(error)) from None
     failed = [each["what"] for each in document["failures"]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -13,7 +12,6 @@ from step_arms import LITERAL, ONE_CALL, PRECT
 
 from prect.benchmark.tables import TextTable
 
-BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
 OUTSIDE_GOAL = 0.05
 """Share of a step outside of the encoder."""
 SPEED_GOAL = 1.0
@@ -293,17 +291,3 @@ def figures(document: Document) -> str:
         *(f"Failed: {each['what']}: {each['why']}\n" for each in document["failures"]),
     ]
     return "\n".join(lines)
-
-
-def write_page(document: Document, page: Path) -> None:
-    """Put the figures between the marks of a page.
-
-    Raises:
-        BenchmarkError: the page has no marks.
-    """
-    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise BenchmarkError(f"{page} has no {BEGIN} followed by {END}")
-    text = f"{before}{BEGIN}\n\n{figures(document).rstrip()}\n\n{END}{after}"
-    page.write_text(text, encoding="utf-8")

@@ -145,9 +145,10 @@ def test_arms_that_differ_in_the_gradient_alone_are_refused(report: ModuleType) 
 
 
 def test_tables_go_between_the_marks_of_the_page(report: ModuleType, tmp_path: Path) -> None:
+    measuring = importlib.import_module("measuring")
     page = tmp_path / "step.md"
-    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    report.write_page(made_document(report), page)
+    page.write_text(f"before\n{measuring.BEGIN}\nold\n{measuring.END}\nafter\n")
+    measuring.write_page(report.figures(made_document(report)), page)
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
@@ -161,7 +162,7 @@ def test_tables_go_between_the_marks_of_the_page(report: ModuleType, tmp_path: P
     assert cells[10] == "5.83%"
     page.write_text("no marks")
     with pytest.raises(Exception, match="has no"):
-        report.write_page(made_document(report), page)
+        measuring.write_page(report.figures(made_document(report)), page)
 
 
 def test_gpu_figures_are_kept_when_a_combination_fails(
@@ -199,10 +200,13 @@ def test_gpu_figures_are_kept_when_a_combination_fails(
     assert "voco-b on NVIDIA H100" in report.figures(document)
 
 
-def test_the_page_of_the_docs_has_the_marks(report: ModuleType) -> None:
-    text = (FOLDER.parent / "docs" / "step.md").read_text()
-    assert text.count(report.BEGIN) == text.count(report.END) == 1
-    assert text.index(report.BEGIN) < text.index(report.END)
+@pytest.mark.parametrize("page", ["step.md", "learning.md"])
+def test_the_page_of_the_docs_has_the_marks(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    measuring = importlib.import_module("measuring")
+    text = (FOLDER.parent / "docs" / page).read_text()
+    assert text.count(measuring.BEGIN) == text.count(measuring.END) == 1
+    assert text.index(measuring.BEGIN) < text.index(measuring.END)
 
 
 @pytest.mark.slow
