@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
 
 from prect.train.architectures import NETWORKS
+from prect.train.flops import encoder_flops
 from prect.train.networks import describe_encoder, parameter_count
 
 CROPS = 11
@@ -33,13 +33,8 @@ def counts(network: str) -> dict[str, Any]:
 
 def flops(network: str) -> tuple[int, int]:
     """Operations of the encoder's forward pass, and of both passes, without any recomputing."""
-    plain = NETWORKS[network].model_copy(update={"checkpointing": False})
-    encoder = describe_encoder(plain)
-    with FlopCounterMode(display=False) as counter:
-        embeddings = encoder(_crop())
-        forward = counter.get_total_flops()
-        torch.autograd.backward(embeddings.sum())
-    return CROPS * forward, CROPS * counter.get_total_flops()
+    forward, both = encoder_flops(NETWORKS[network], (SIZE, SIZE, SIZE))
+    return CROPS * forward, CROPS * both
 
 
 def kept(network: str, *, checkpointing: bool) -> int:

@@ -21,13 +21,12 @@ from torch.nn.functional import cosine_similarity
 
 from prect.train.batch import assemble
 from prect.train.config import TrainConfig, load_config
+from prect.train.flops import peak_flops
 from prect.train.learner import Learner, build_learner
 from prect.train.objectives import ObjectiveOutput
 from prect.train.precision import autocast
 
 PROGRAM = Path(__file__)
-PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0}
-"""bfloat16, dense, of the makers' data sheets, by a part of the device's name."""
 WARMUP, STEPS = 2, 5
 VOLUMES = 4
 """That precisions are compared on."""
@@ -52,9 +51,9 @@ def gpu_figures(network: str, flops: int, console: Console) -> dict[str, Any]:
         rows += found
         if why:
             failures.append({"what": what, "why": why})
-    peak = next((v for k, v in PEAK_TFLOPS.items() if k in torch.cuda.get_device_name()), None)
+    peak = peak_flops(torch.cuda.get_device_name(), "bfloat16")
     for row in rows:
-        row["mfu"] = flops * row["volumes_per_s"] / (1e12 * peak) if peak else None
+        row["mfu"] = flops * row["volumes_per_s"] / peak if peak else None
     whole: dict[str, Any] = {}
     for name, asked in (
         ("agreement", {"network": network, "devices": ["cpu", "cuda"], "volumes": VOLUMES}),
@@ -171,7 +170,7 @@ def wait(preset: str, gpus: int, phantoms: int) -> dict[str, Any]:
     from learn import store_phantoms  # noqa: PLC0415
 
     from prect.train.callbacks import Silent  # noqa: PLC0415
-    from prect.train.launch import launch  # noqa: PLC0415
+    from prect.train.launch import Launch, launch  # noqa: PLC0415
 
     asked = {
         "data.datasets": "phantoms",
@@ -186,7 +185,7 @@ def wait(preset: str, gpus: int, phantoms: int) -> dict[str, Any]:
     config = load_config(preset, None, [f"{path}={value}" for path, value in asked.items()])
     with scratch(None) as folder:
         workspace = store_phantoms(folder, phantoms, os.cpu_count() or 1)
-        summary = launch(config, workspace, Silent(), gpus=gpus)
+        summary = launch(config, workspace, Silent(), Launch(gpus=gpus))
         text = (Path(summary["folder"]) / "metrics.jsonl").read_text(encoding="utf-8")
     lines = [line for line in map(json.loads, text.splitlines()) if "wait_share" in line]
     return {name: lines[-1][name] for name in ("step", "wait_share", "volumes_per_s", "step_s")}
