@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from prect.train.config import TrainConfig
-from prect.train.evaluate import Heldout
+from prect.train.heldout import Heldout
 
 COLLAPSED_RANK = 1.5
 """Largest effective rank that counts as a collapse; all embeddings on one line have 1."""

@@ -8,14 +8,13 @@ embeddings go to its own place in a table, so nothing depends on the number of p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from prect.train.batch import assemble
+from prect.train.batch import CropBatch, assemble
 from prect.train.config import TrainConfig
 from prect.train.damage import Quarantine
 from prect.train.dataset import ViewDataset
@@ -25,6 +24,7 @@ from prect.train.diagnostics import (
     relative_spread,
     spearman,
 )
+from prect.train.heldout import Heldout, heldout_from
 from prect.train.learner import Learner
 from prect.train.loader import read_steps
 from prect.train.objectives import ObjectiveOutput
@@ -32,41 +32,7 @@ from prect.train.objectives.floor import Floor, constant_floor
 from prect.train.precision import autocast
 from prect.train.prefetch import HERE
 
-
-@dataclass(frozen=True)
-class Heldout:
-    """Means over held-out views; ``None`` where a run or an older checkpoint has no such figure."""
-
-    pos: float
-    """Loss on pairs that overlap."""
-    neg: float
-    """Loss on pairs that do not."""
-    total: float
-    """pos + neg."""
-    top1: float
-    """Share of random crops whose most similar base is the one that holds most of them."""
-    chance: float
-    """The same for a guess: 1 / number of bases."""
-    views: int
-    spearman: float | None = None
-    """Rank correlation of a random crop's similarities with its labels over the bases, ties
-    averaged. The bases that it does not touch are tied in the labels, so 1 is out of reach."""
-    rank: float | None = None
-    """Effective rank of the encoder's embeddings of all crops; near 1: collapse."""
-    rank_projected: float | None = None
-    """The same of the student's projections."""
-    spread: float | None = None
-    """Distance of the encoder's embeddings from their mean, as a share of their length; near 0:
-    collapse."""
-    spread_projected: float | None = None
-    """The same of the student's projections."""
-    teacher_distance: float | None = None
-    """1 - cosine of student's and teacher's projection of the same crop; without a teacher none."""
-
-    def metrics(self) -> dict[str, float | int]:
-        """The figures that there are, under the names that they have in ``metrics.jsonl``."""
-        there = {name: value for name, value in asdict(self).items() if value is not None}
-        return {f"heldout_{name}": value for name, value in there.items()}
+__all__ = ["Heldout", "evaluate", "floor_of", "heldout_from"]
 
 
 @torch.no_grad()
@@ -80,6 +46,7 @@ def evaluate(
     world: int = 1,
     quarantine: Quarantine | None = None,
     step: int = 0,
+    beat: Callable[[], None] | None = None,
 ) -> Heldout:
     """Average over the first ``train.eval_views`` views of the held-out stream.
 
@@ -92,10 +59,12 @@ def evaluate(
         world: processes of the run.
         quarantine: told what was replaced.
         step: step of the run, for its record.
+        beat: called after each batch, for who watches over progress.
     """
     size = config.train.eval_batch
     wanted = range(config.train.eval_views)
-    batches = [wanted[i : i + size] for i in wanted[::size]][rank::world]
+    shared_out = [wanted[i : i + size] for i in wanted[::size]]
+    batches, most = shared_out[rank::world], len(shared_out[::world])
     # Read here: workers of its own would hold as much ready again as those of training do.
     loader = read_steps(
         views,
@@ -114,10 +83,26 @@ def evaluate(
             output = learner(batch)
         for name, rows in _of_views(output, batch.labels).items():
             table.put(name, numbers, rows)
+        if beat is not None:
+            beat()
+    if config.train.parallel == "fsdp":
+        # A pass gathers parameters from all ranks, so each of them has to make as many.
+        for _ in range(most - len(batches)):
+            with autocast(config, device):
+                learner(_blank(config, device))
     learner.train()
     if world > 1:
         table.share()
     return _summary(table.columns, config)
+
+
+def _blank(config: TrainConfig, device: torch.device) -> CropBatch:
+    """A batch that shows nothing, of the size of an evaluation's."""
+    volumes, crops = config.train.eval_batch, config.crops
+    return CropBatch(
+        torch.zeros(volumes * crops.per_volume, 1, *crops.shown, device=device),
+        torch.zeros(volumes, crops.random, crops.bases, device=device),
+    )
 
 
 def _of_views(output: ObjectiveOutput, labels: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -187,8 +172,3 @@ class _ViewTable:
 def floor_of(learner: Learner, config: TrainConfig) -> Floor:
     """The best constant similarity for the run's crops and loss."""
     return constant_floor(config.crops, config.view.grid, learner.objective.terms)
-
-
-def heldout_from(figures: Mapping[str, Any]) -> Heldout:
-    """Figures as a checkpoint keeps them; what an older one lacks is ``None``."""
-    return Heldout(**figures)

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from monai.networks.blocks.convolutions import Convolution
 from monai.networks.blocks.unetr_block import UnetrBasicBlock
 from monai.networks.nets.segresnet import SegResNet
-from monai.networks.nets.swin_unetr import SwinTransformer
+from monai.networks.nets.swin_unetr import PatchMergingV2, SwinTransformer, SwinTransformerBlock
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
@@ -44,6 +45,14 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def embed(self, crops: torch.Tensor) -> torch.Tensor:
         """(N, 1, x, y, z) to (N, embedding) float32, all crops at once."""
+
+    def blocks(self) -> list[nn.Module]:
+        """Parts without a parameter in common that hold most parameters; none lies in another.
+
+        Each is only ever called as a module, so that its parameters may be gathered as it begins
+        and given back as it ends.
+        """
+        return []
 
     def _pass(self, chunk: torch.Tensor) -> torch.Tensor:
         if not torch.is_grad_enabled():
@@ -94,6 +103,11 @@ class SwinUnetrEncoder(Encoder):
         ]
         return pooled(maps)
 
+    def blocks(self) -> list[nn.Module]:
+        """Transformer blocks, mergings, and the convolutions of the residual blocks."""
+        kinds = (SwinTransformerBlock, PatchMergingV2, Convolution)
+        return [module for module in self.modules() if isinstance(module, kinds)]
+
 
 class SegResNetEncoder(Encoder):
     """The encoding path of MONAI's ``SegResNet``, tensor names and shapes included."""
@@ -120,6 +134,10 @@ class SegResNetEncoder(Encoder):
             features = stage(features)
             maps.append(features)
         return pooled(maps)
+
+    def blocks(self) -> list[nn.Module]:
+        """The stages."""
+        return list(self.down_layers)
 
 
 def build_encoder(network: NetworkConfig) -> Encoder:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from prect.train.advice import COLLAPSED_RANK, COLLAPSED_SPREAD, Evidence, advise, collapsed
-from prect.train.evaluate import Heldout
-from prect.train.objectives.floor import Floor
+from prect.train.heldout import Floor, Heldout
 
 LEARNED_RATIO = 0.7
 """Largest share of the untrained network's pos + neg that counts as having learned; short runs on

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 
 from prect.train.config import TrainConfig
 from prect.train.data import open_data
 from prect.train.evaluate import evaluate, heldout_from
 from prect.train.learner import Learner, build_learner
 from prect.train.objectives import ObjectiveOutput
+from prect.train.parallel import Place, distribute
 from prect.workspace import Workspace
+from tests.train.ranks import together
 
 MakeConfig = Any
 CPU = torch.device("cpu")
@@ -84,26 +84,38 @@ def test_evaluation_repeats_itself(stores: Workspace, make_config: MakeConfig) -
     assert evaluate(learner, views, config, CPU) == evaluate(learner, views, config, CPU)
 
 
-def one_rank(rank: int, folder: str, config: TrainConfig, world: int) -> None:
-    torch.set_num_threads(1)
-    address = f"file://{folder}/meeting"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
-    views = open_data(Workspace(Path(folder) / "workspace"), config).views(config, "heldout")
-    found = evaluate(build_learner(config), views, config, CPU, rank=rank, world=world)
-    torch.save(asdict(found), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+def one_rank(
+    place: Place, workspace: Workspace, configs: dict[str, TrainConfig]
+) -> dict[str, dict[str, Any]]:
+    found = {}
+    for name, config in configs.items():
+        views = open_data(workspace, config).views(config, "heldout")
+        learner = build_learner(config)
+        distribute(learner, config, place)
+        figures = evaluate(learner, views, config, CPU, rank=place.rank, world=place.world)
+        found[name] = asdict(figures)
+    return found
 
 
 def test_figures_do_not_depend_on_the_number_of_processes(
     workspace: Workspace, make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    # Three batches for two ranks, the last one smaller.
-    config = make_config(train={"eval_views": 5, "eval_batch": 2, "threads": 1})
-    views = open_data(workspace, config).views(config, "heldout")
-    alone = asdict(evaluate(build_learner(config), views, config, CPU))
-    spawn(one_rank, args=(str(tmp_path), config, 2), nprocs=2)
-    for rank in (0, 1):
-        assert torch.load(tmp_path / f"{rank}.pt") == pytest.approx(alone, rel=1e-6)
+    # Three batches for two ranks, the last one smaller. One batch leaves a rank without any.
+    configs = {
+        f"{parallel} {views}": make_config(
+            train={"eval_views": views, "eval_batch": 2, "threads": 1, "parallel": parallel}
+        )
+        for parallel in ("ddp", "fsdp")
+        for views in (5, 2)
+    }
+    ranks = together(one_rank, tmp_path, workspace, configs)
+    for name, config in configs.items():
+        views = open_data(workspace, config).views(config, "heldout")
+        alone = asdict(evaluate(build_learner(config), views, config, CPU))
+        # The order in which parts of weights lie in memory changes the last digits.
+        near = pytest.approx(alone, rel=1e-4 if config.train.parallel == "fsdp" else 1e-6)
+        for rank in ranks:
+            assert rank[name] == near
 
 
 def test_figures_of_an_older_checkpoint_lack_what_was_not_measured_then() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from prect.train.batch import CropBatch
@@ -79,7 +79,7 @@ def one_rank(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    spawn(one_rank, args=(str(folder),), nprocs=3)
+    start_processes(one_rank, args=(str(folder),), nprocs=3, start_method="forkserver")
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,10 @@ class ObjectiveOutput:
     """(B, S + n, D) float32, the teacher's projections, where there is a teacher."""
 
 
+Encode = Callable[[torch.Tensor], torch.Tensor]
+"""An encoder, or a function that calls it: (N, 1, x, y, z) crops to (N, E) embeddings."""
+
+
 class Objective(nn.Module, ABC):
     """A loss on crops, with its own heads and, where it has one, its teacher.
 
@@ -45,7 +50,7 @@ class Objective(nn.Module, ABC):
     """The parts of the loss that compare crops with bases; they fix the floor."""
 
     @abstractmethod
-    def forward(self, backbone: nn.Module, batch: CropBatch) -> ObjectiveOutput:
+    def forward(self, backbone: Encode, batch: CropBatch) -> ObjectiveOutput:
         """The loss of a device batch; must not wait for the device."""
 
     @abstractmethod

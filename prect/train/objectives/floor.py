@@ -9,7 +9,6 @@ the space of placements evenly and is the same every time.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -18,19 +17,14 @@ from torch.quasirandom import SobolEngine
 
 from prect.train.config import CropConfig
 from prect.train.crops import Grid, base_starts, overlap_shares, random_start_range
+from prect.train.heldout import Floor
 from prect.train.objectives.pairs import PairTerms
+
+__all__ = ["Floor", "constant_floor"]
 
 _VOLUMES = 2**14
 _TOLERANCE = 1e-4
 _GOLDEN = (5**0.5 - 1) / 2
-
-
-@dataclass(frozen=True)
-class Floor:
-    """Smallest expected pos + neg of a constant similarity."""
-
-    value: float
-    similarity: float
 
 
 @lru_cache(maxsize=16)

@@ -9,12 +9,11 @@ from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from prect.train.batch import CropBatch
 from prect.train.config import TrainConfig
 from prect.train.networks import Encoder
-from prect.train.objectives.base import Objective, ObjectiveOutput
+from prect.train.objectives.base import Encode, Objective, ObjectiveOutput
 from prect.train.objectives.heads import Projector
 from prect.train.objectives.pairs import cosines, similarities
 from prect.train.objectives.ranks import of_next_volume
@@ -59,7 +58,7 @@ class Voco(Objective):
         # In a tuple, so that the encoder does not become a part of this module.
         self._followed = (backbone,)
 
-    def forward(self, backbone: nn.Module, batch: CropBatch) -> ObjectiveOutput:
+    def forward(self, backbone: Encode, batch: CropBatch) -> ObjectiveOutput:
         """See :class:`Objective`."""
         # The teacher goes first: what it computes is given back before the student needs memory.
         own = self.teacher.embed(batch.crops) if self.teacher is not None else None
