@@ -102,7 +102,7 @@ def take_lock(file: IO[str] | IO[bytes], path: Path, *, wait: bool, shared: bool
     """Lock an open file, which must be open for writing: NFS locks nothing else.
 
     Args:
-        file: the open file; one opened for reading and writing where ``shared`` is true.
+        file: the open file; one opened for reading will do where ``shared`` is true.
         path: of the file, for messages.
         wait: wait until no other process holds a lock that excludes this one.
         shared: let others have a shared lock too, and nobody an exclusive one.
@@ -124,6 +124,23 @@ def take_lock(file: IO[str] | IO[bytes], path: Path, *, wait: bool, shared: bool
             "put the workspace on a file system with locks (Lustre: mount it with -o flock)"
         ) from error
     return True
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds the lock that `locked` takes; only looks.
+
+    A process that takes it at this very moment waits for `PATIENCE`, so it is not disturbed.
+
+    Raises:
+        WorkspaceError: the file system has no locks.
+    """
+    try:
+        file = path.open("rb")  # enough for a shared lock, also on NFS
+    except FileNotFoundError:
+        return False
+    with file:
+        # Whoever holds it says so in the file, and a file that says nothing need not be locked.
+        return bool(file.read(1)) and not take_lock(file, path, wait=False, shared=True)
 
 
 def sync_folder(path: Path) -> None:

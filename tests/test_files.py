@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from prect.errors import BusyError, WorkspaceError
-from prect.files import PATIENCE, locked, make_folder, take_lock
+from prect.files import PATIENCE, is_locked, locked, make_folder, take_lock
 from prect.workspace import Workspace
 
 
@@ -57,6 +57,20 @@ def test_a_lock_that_is_held_for_a_moment_is_waited_for(tmp_path: Path) -> None:
     with locked(lock, "busy"):
         assert file.closed
     release.join()
+
+
+def test_looking_at_a_lock_changes_nothing(tmp_path: Path) -> None:
+    lock = tmp_path / ".lock"
+    assert not is_locked(lock)
+    assert not lock.exists()
+    with locked(lock, "busy"):
+        said = lock.read_text()
+        assert is_locked(lock)
+        assert is_locked(lock)
+        assert lock.read_text() == said
+    assert not is_locked(lock)
+    lock.write_text("node 123")  # as a process that was killed leaves it
+    assert not is_locked(lock)
 
 
 def test_an_error_in_the_block_releases_the_lock(tmp_path: Path) -> None:

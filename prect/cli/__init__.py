@@ -16,6 +16,7 @@ from prect.cli import (
     datasets,
     ingest,
     probe,
+    runs,
     stores,
     training,
     verify,
@@ -58,6 +59,7 @@ app.command("remove")(stores.remove)
 app.command("gc")(stores.gc)
 app.command("status")(data.status)
 app.command("train")(training.train)
+app.add_typer(runs.app, name="runs")
 app.command("export")(weights.export)
 app.command("weights")(weights.weights)
 app.command("probe")(probe.probe)
