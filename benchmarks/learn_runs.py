@@ -20,7 +20,7 @@ _COMMON = {
     "data.workers": 0,
     "train.threads": 1,
     "train.eval_batch": 4,
-    "train.keep_checkpoints": 100,
+    "train.keep_last": 100,
     "optim.lr": 5e-4,
     "optim.warmup_steps": 20,
 }
@@ -194,7 +194,7 @@ def _retrieve(workspace: Path, config: Any, queries: int, gallery: int) -> dict[
     course = [{"step": 0, **_error(controls["untrained"])}]
     for path in list_checkpoints(place.run(config.run.name) / "checkpoints"):
         checkpoint = load_checkpoint(path)
-        learner.load(checkpoint.backbone, checkpoint.objective)
+        learner.backbone.load_state_dict(checkpoint.tensors("backbone."))
         found = _error(result(probes.NetworkFeatures(learner.backbone)))
         course.append({"step": checkpoint.step, **found})
     last = {name: value for name, value in course[-1].items() if name != "step"}

@@ -14,7 +14,8 @@
     ├── ClusterError     (RuntimeError)  no Dask scheduler or worker can be reached
     ├── BuildError       (RuntimeError)  the build engine itself failed
     ├── CheckpointError  (ValueError)    a weight file is missing, foreign or damaged
-    └── TrainingError    (RuntimeError)  a run cannot start or go on
+    ├── TrainingError    (RuntimeError)  a run cannot start or go on
+    └── SinkError        (RuntimeError)  figures cannot be written beside metrics.jsonl
 
 A message gives the value, the expectation and the remedy. The file, case or series
 concerned is attached with ``add_note``, so that it survives re-raising.
@@ -120,3 +121,23 @@ class CheckpointError(PrectError, ValueError):
 
 class TrainingError(PrectError, RuntimeError):
     """A run cannot start or cannot go on."""
+
+
+class SinkError(PrectError, RuntimeError):
+    """Figures of a run cannot be written beside ``metrics.jsonl``.
+
+    Attributes:
+        sink: ``tensorboard``, ``wandb`` or ``mlflow``.
+    """
+
+    def __init__(self, sink: str, text: str) -> None:
+        super().__init__(f"{sink} {text}")
+        self.sink = sink
+        self.text = text
+
+    def __reduce__(self) -> tuple[type[SinkError], tuple[str, str], dict[str, object]]:
+        return type(self), (self.sink, self.text), self.__dict__
+
+
+class HopelessError(TrainingError):
+    """A run cannot go on, as all its processes have agreed; to start them again would not help."""

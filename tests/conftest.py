@@ -86,7 +86,8 @@ def forkserver_with_libraries() -> None:
 
     There is one such server in a process, and what it loads is settled by who starts it.
     """
-    preloaded = ["prect.train.loader", "prect.train.preload", "tests.cache.faults_tools"]
+    preloaded = ["prect.train.loader", "prect.train.preload", "prect.train.parallel"]
+    preloaded.append("tests.cache.faults_tools")
     multiprocessing.get_context("forkserver").set_forkserver_preload(preloaded)
     forkserver.ensure_running()
 

@@ -70,6 +70,8 @@ class ExitCode(IntEnum):
 
     USER_ERROR = 1
     QUARANTINED = 3
+    TRY_AGAIN = 75
+    """A run was stopped by a signal and has saved; EX_TEMPFAIL of sysexits.h, for a requeue."""
     INTERRUPTED = 130
 
 

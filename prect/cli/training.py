@@ -14,18 +14,18 @@ from rich.table import Table
 
 from prect.cli.console import (
     DEFAULT_WORKSPACE,
+    ExitCode,
     JsonOption,
     WorkspaceOption,
     console,
     emit_json,
     interruptible,
 )
+from prect.cli.forecast import plan_run, show_plan
 
 if TYPE_CHECKING:
     from prect.train.callbacks import RunStart
-    from prect.train.config import TrainConfig
     from prect.train.evaluate import Heldout
-    from prect.workspace import Workspace
 
 
 def train(
@@ -49,6 +49,22 @@ def train(
         typer.Option(min=0, show_default="all", help="GPUs to use; 0: train on the CPU."),
     ] = None,
     procs: Annotated[int, typer.Option(min=1, help="Processes when training on the CPU.")] = 1,
+    nodes: Annotated[
+        int,
+        typer.Option(min=1, help="Machines that take part; the same command runs on each of them."),
+    ] = 1,
+    rendezvous: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Where several machines meet: on the first one."),
+    ] = None,
+    max_restarts: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Times that all processes of a run of several are started again, from the newest "
+            "checkpoint, because one of them has died.",
+        ),
+    ] = 3,
     max_steps: Annotated[
         int | None,
         typer.Option(
@@ -64,9 +80,36 @@ def train(
             "else the path of a checkpoint or run folder."
         ),
     ] = "auto",
+    allow_changed: Annotated[
+        bool,
+        typer.Option(
+            "--allow-changed",
+            help="Go on from a checkpoint although the manifest or the settings have changed.",
+        ),
+    ] = False,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STEPS", help="Steps to write a trace of, e.g. 20 or 20-22; counted from 1."
+        ),
+    ] = None,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would run; write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Show what would run, the memory and time that it takes and whether reading keeps "
+            "up; write nothing.",
+        ),
+    ] = False,
+    gpu_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="With --dry-run: plan for GPUs that are not here, e.g. H100."
+        ),
+    ] = None,
+    no_measure: Annotated[
+        bool, typer.Option("--no-measure", help="With --dry-run: time nothing, only count.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -80,30 +123,57 @@ def train(
     resolved = load_config(preset, config, overrides)
     if resume not in ("auto", "never"):
         resume = str(run_path(resume, workspace))
-    if dry_run:
-        gpus = _present_gpus() if gpus is None else gpus
-        plan = _plan(resolved, Workspace(workspace), gpus, procs, resume)
-        _show_plan(plan, resolved, as_json)
-        return
+    if (gpu_model or no_measure) and not dry_run:
+        raise typer.BadParameter("--gpu-model and --no-measure go with --dry-run")
     # OpenMP threads that spin while they wait take the cores from the workers that read, and
     # from whatever else runs; it must be said before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from prect.train.launch import launch
+    if dry_run:
+        if gpu_model and gpus == 0:
+            raise typer.BadParameter("--gpu-model goes with one GPU or more, not with --gpus 0")
+        gpus = _present_gpus() or (1 if gpu_model else 0) if gpus is None else gpus
+        plan = plan_run(
+            resolved,
+            Workspace(workspace),
+            gpus=gpus,
+            world=(gpus or procs) * nodes,
+            resume=resume,
+            allow_changed=allow_changed,
+            gpu_model=gpu_model,
+            measure=not no_measure,
+        )
+        show_plan(plan, resolved, as_json=as_json)
+        return
+    from prect.train.launch import Launch, launch
+    from prect.train.profiling import parse_steps
 
-    gpus = _present_gpus() if gpus is None else gpus
+    how = Launch(
+        gpus=_present_gpus() if gpus is None else gpus,
+        procs=procs,
+        nodes=nodes,
+        rendezvous=rendezvous or "localhost:0",
+        max_restarts=max_restarts,
+        resume=resume,
+        allow_changed=allow_changed,
+        profile=parse_steps(profile) if profile is not None else None,
+    )
     listener = _Listener(interactive=console.is_terminal)
     with interruptible("the same command goes on from the newest checkpoint"):
         try:
-            summary = launch(
-                resolved, Path(workspace), listener, gpus=gpus, procs=procs, resume=resume
-            )
+            summary = launch(resolved, Path(workspace), listener, how)
         finally:
             listener.close()
-    if not _leads():
-        return
-    _print_summary(summary)
-    if as_json:
-        emit_json(summary)
+    if _leads():
+        _print_summary(summary)
+        if as_json:
+            emit_json(summary)
+    if summary.get("stopped"):
+        raise typer.Exit(_exit_of_stop(summary["stopped"]))
+
+
+def _exit_of_stop(name: str) -> ExitCode:
+    """What a shell or a cluster is told of a run that was stopped and saved."""
+    return ExitCode.INTERRUPTED if name == "SIGINT" else ExitCode.TRY_AGAIN
 
 
 def replay(
@@ -167,7 +237,7 @@ class _Listener:
         console.print(
             f"{start.folder}: {start.train_volumes:,} volumes to train on, "
             f"{start.heldout_volumes:,} held out, {start.global_batch} a step, "
-            f"{start.parameters:,} parameters, {start.reading}{went_on}"
+            f"{start.parameters:,} parameters, {start.computing}, {start.reading}{went_on}"
         )
         if self._interactive:
             columns = ("{task.description}", BarColumn(), "{task.completed}/{task.total} steps")
@@ -192,6 +262,9 @@ class _Listener:
 
     def on_eval(self, step: int, heldout: Heldout, sentence: str) -> None:
         console.print(f"step {step}: held-out {_heldout_note(heldout)}; {sentence}")
+
+    def on_notice(self, step: int, text: str) -> None:
+        console.print(f"step {step}: {text}", style="yellow")
 
     def close(self) -> None:
         """Give the terminal back; a bar that is left running hides the cursor."""
@@ -240,6 +313,9 @@ _SUMMARY_ROWS = {
 
 
 def _print_summary(summary: Mapping[str, Any]) -> None:
+    if summary.get("stopped"):
+        _print_stop(summary)
+        return
     console.print(_heldout_table(summary))
     console.print(summary["verdict"])
     if summary["quarantined"]:
@@ -247,12 +323,28 @@ def _print_summary(summary: Mapping[str, Any]) -> None:
         console.print(
             f"{len(summary['quarantined'])} volumes could not be read: {damaged}", style="yellow"
         )
+    if summary["skipped"] or summary["spikes"]:
+        console.print(
+            f"{summary['skipped']} steps were skipped, {summary['spikes']} losses were spikes: "
+            f"{summary['folder']}/incidents.jsonl",
+            style="yellow",
+        )
     if summary["worker_restarts"]:
         console.print(
             f"reading processes died and were started again {summary['worker_restarts']} "
             f"times: {summary['folder']}/quarantine-rank*.jsonl",
             style="yellow",
         )
+
+
+def _print_stop(summary: Mapping[str, Any]) -> None:
+    error = summary["save_error"]
+    state = "saved" if error is None else f"NOT saved: {error}"
+    console.print(
+        f"{summary['run']} stopped by {summary['stopped']} after step {summary['step']} of "
+        f"{summary['max_steps']}, {state}; the same command goes on",
+        style="yellow" if error is None else "bold red",
+    )
 
 
 def _heldout_table(summary: Mapping[str, Any]) -> Table:
@@ -274,67 +366,6 @@ def _heldout_table(summary: Mapping[str, Any]) -> Table:
         ]
         table.add_row(name, *values, references.get(key, ""))
     return table
-
-
-def _show_plan(plan: dict[str, Any], config: TrainConfig, as_json: bool) -> None:
-    console.print_json(data=plan["config"])
-    parameters = plan["parameters"]
-    console.print(
-        f"network {config.network.name}: {parameters['backbone']:,} parameters, heads "
-        f"{parameters['objective']:,} (teacher included)\n"
-        f"crops a step: {plan['crops_per_step']} ({plan['global_batch']} volumes of "
-        f"{config.crops.random} random and {config.crops.bases} base crops)\n"
-        f"volumes: {plan['train_volumes']:,} to train on, {plan['heldout_volumes']:,} held out, "
-        f"of {', '.join(config.data.datasets)}\n"
-        f"steps an epoch: {plan['steps_per_epoch']:,}, epochs: {plan['epochs']:.2f}\n"
-        f"{plan['reading']}\n"
-        + (f"begins with {plan['weights']}\n" if plan["weights"] else "")
-        + f"run folder: {plan['folder']}, from step {plan['from_step']} to "
-        f"{config.optim.max_steps} (nothing was written)"
-    )
-    if as_json:
-        emit_json(plan)
-
-
-def _plan(
-    config: TrainConfig, workspace: Workspace, gpus: int, procs: int, resume: str
-) -> dict[str, Any]:
-    """What a run would be; it may ask for more GPUs than are here."""
-    import torch
-
-    from prect.train.data import open_data
-    from prect.train.networks import describe_encoder, parameter_count
-    from prect.train.objectives import build_objective
-    from prect.train.prefetch import plan_prefetch
-    from prect.train.run_folder import RunFolder, starting_point
-    from prect.train.weights import check_start
-
-    data = open_data(workspace, config)
-    encoder = describe_encoder(config.network)
-    with torch.device("meta"):
-        heads = build_objective(config, encoder)
-    global_batch = config.data.batch_size * (gpus or procs)
-    samples = len(data.sampler(config))
-    folder = RunFolder(workspace.run(config.run.name))
-    start = starting_point(folder, resume, config, data.table.digest, global_batch)
-    weights = check_start(config.network) if start is None else None
-    return {
-        "weights": weights.describe() if weights else None,
-        "from_step": start.step if start else 0,
-        "folder": str(workspace.run(config.run.name)),
-        "config": config.model_dump(mode="json"),
-        "parameters": {
-            "backbone": parameter_count(encoder),
-            "objective": parameter_count(heads),
-        },
-        "global_batch": global_batch,
-        "crops_per_step": global_batch * config.crops.per_volume,
-        "train_volumes": len(data.rows["train"]),
-        "heldout_volumes": len(data.rows["heldout"]),
-        "steps_per_epoch": -(-samples // global_batch),
-        "epochs": config.optim.max_steps * global_batch / samples,
-        "reading": plan_prefetch(config, data.geometry, data.names, pin_memory=gpus > 0).describe(),
-    }
 
 
 def run_path(text: str, workspace: str) -> Path:

@@ -51,6 +51,18 @@ def assemble(batch: RawBatch, view: ViewConfig, crops: CropConfig) -> CropBatch:
     return CropBatch(flat, batch.labels, batch.dropped)
 
 
+def join(batches: Sequence[CropBatch]) -> CropBatch:
+    """The batches one after the other as one."""
+    if len(batches) == 1:
+        return batches[0]
+    dropped = [batch.dropped for batch in batches if batch.dropped is not None]
+    return CropBatch(
+        torch.cat([batch.crops for batch in batches]),
+        torch.cat([batch.labels for batch in batches]),
+        torch.cat(dropped) if dropped else None,
+    )
+
+
 def show(batch: RawBatch, grid: tuple[int, int, int]) -> torch.Tensor:
     """The raw regions of a batch in their windows on the view's grid.
 

@@ -25,6 +25,8 @@ class RunStart:
     """Of encoder and heads."""
     reading: str
     """How regions reach the training process: reading processes, batches ahead and their size."""
+    computing: str
+    """Processes, how they share the network, precision, and passes a step."""
 
 
 class Callback(Protocol):
@@ -38,6 +40,9 @@ class Callback(Protocol):
 
     def on_eval(self, step: int, heldout: Heldout, sentence: str) -> None:
         """After an evaluation; ``sentence`` says in a few words whether the network learns."""
+
+    def on_notice(self, step: int, text: str) -> None:
+        """When something happened that a person should know of: an incident, a stop."""
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
         """After the last evaluation."""
@@ -53,6 +58,9 @@ class Silent:
         """Ignored."""
 
     def on_eval(self, step: int, heldout: Heldout, sentence: str) -> None:
+        """Ignored."""
+
+    def on_notice(self, step: int, text: str) -> None:
         """Ignored."""
 
     def on_end(self, summary: Mapping[str, Any]) -> None:

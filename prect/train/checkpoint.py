@@ -1,127 +1,217 @@
-"""Single-file checkpoints: written whole, read without running code.
+"""Checkpoints on disk: a folder of safetensors and one JSON file, read without running code.
 
-``runs/<name>/checkpoints/step-00000200.pt`` holds tensors and plain types only, so it is read
-with ``weights_only=True``. A file with that name is complete: it was written under another
-name, synced, and renamed.
+::
+
+    runs/<name>/checkpoints/step-00000200/
+      checkpoint.json            step, settings, digests, versions, and a checksum of every file
+      shard-*.safetensors        tensors, written by torch.distributed.checkpoint
+
+Tensors are named ``backbone.*`` and ``objective.*`` (the networks), ``optimizer.<parameter>.<key>``
+and ``rng.<rank>.<source>``. A folder of that name is complete: it was written under a hidden name,
+synced, and renamed after all processes had finished.
 """
 
 from __future__ import annotations
 
-import os
-import pickle
+import json
 import platform
 import re
-import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from prect.errors import CheckpointError
-from prect.files import sync_folder
-from prect.train.config import TrainConfig
 
-CHECKPOINT_FORMAT = 1
-_UNREADABLE = (
-    zipfile.BadZipFile,
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    ValueError,
-    KeyError,
-)
-_NAME = re.compile(r"step-(\d{8})\.pt")
-
-_FREE_SECTIONS = {
-    "run": {"name"},
-    "data": {"workers", "prefetch_mib", "open_stores", "on_damage", "max_damaged", "batch_size"},
-    "network": {"checkpointing", "crops_at_once"},
-    "optim": {"max_steps"},
-    "train": {"log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "threads"},
-}
-"""Settings that may change when a run goes on: its length, its pace, its bookkeeping, and how it
-saves memory. The file that it began with is not read again, but a run has no other beginning."""
+CHECKPOINT_FORMAT = 2
+RECORD = "checkpoint.json"
+SUFFIX = ".safetensors"
+_NAME = re.compile(r"step-(\d{8})")
+_PIECE = 2**23
 
 
-@dataclass
-class Checkpoint:
-    """The state of a run after a number of steps."""
+@dataclass(frozen=True)
+class Record:
+    """What a checkpoint says beside its tensors."""
 
     step: int
     """Optimiser steps done."""
-    backbone: dict[str, torch.Tensor]
-    objective: dict[str, torch.Tensor]
-    """Student and teacher heads."""
-    optimizer: dict[str, Any]
     config: dict[str, Any]
     manifest_digest: str
+    sources: dict[str, Any]
+    """By data set: ``volumes``, ``profiles`` (digests) and ``held_out``."""
     global_batch: int
     """Volumes a step on all processes together; with the step it fixes what was seen."""
+    world: int
+    """Processes that wrote it; any number may go on from it."""
     untrained: dict[str, Any]
     """Held-out figures of the same network before its first step."""
+    guard: dict[str, Any]
+    """Steps skipped so far and the recent course of the loss."""
+    scaler: dict[str, Any]
+    """State of the loss scaler; empty where none is used."""
     versions: dict[str, str]
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Commit a checkpoint and delete all but the newest ``keep``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step-{checkpoint.step:08d}.pt"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    state = {"format": CHECKPOINT_FORMAT} | {
-        field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)
-    }
-    try:
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(folder)
-    # A process that was killed while it wrote leaves a hidden file behind.
-    for old in [*list_checkpoints(folder)[:-keep], *folder.glob(".step-*.tmp")]:
-        old.unlink(missing_ok=True)
-    return path
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed checkpoint."""
+
+    path: Path
+    record: Record
+    files: dict[str, dict[str, Any]]
+    """``bytes`` and ``crc32c`` (hexadecimal) by name."""
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return self.record.step
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Settings of the run."""
+        return self.record.config
+
+    def verify(self) -> None:
+        """Compare every file with its checksum.
+
+        Raises:
+            CheckpointError: a file is missing or damaged; names it.
+        """
+        for name, known in self.files.items():
+            try:
+                found = checksum(self.path / name)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{self.path} is damaged: {name} cannot be read ({error.strerror})"
+                ) from error
+            if found != known:
+                raise CheckpointError(
+                    f"{self.path} is damaged: {name} does not match its checksum "
+                    f"({found['bytes']:,} of {known['bytes']:,} bytes); delete this folder, and "
+                    "the one before is taken"
+                )
+
+    def names(self) -> dict[str, torch.Size]:
+        """Shape of every tensor by name."""
+        return {name: entry.size for name, entry in self._entries().items()}
+
+    def tensors(self, prefix: str) -> dict[str, torch.Tensor]:
+        """The tensors whose names begin with a prefix, without it, on the CPU.
+
+        Args:
+            prefix: for instance ``backbone.``; nothing else is read.
+        """
+        wanted = {
+            name: torch.empty(entry.size, dtype=entry.properties.dtype)
+            for name, entry in self._entries().items()
+            if name.startswith(prefix)
+        }
+        read_into(self.path, wanted)
+        return {name.removeprefix(prefix): tensor for name, tensor in wanted.items()}
+
+    def _entries(self) -> dict[str, TensorStorageMetadata]:
+        found = HuggingFaceStorageReader(str(self.path)).read_metadata().state_dict_metadata
+        return {n: entry for n, entry in found.items() if isinstance(entry, TensorStorageMetadata)}
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU.
+def read_into(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    group: torch.distributed.ProcessGroup | None = None,
+) -> None:
+    """Fill tensors in place with those of the same names.
+
+    Args:
+        path: folder of the checkpoint.
+        tensors: plain ones, or shards of distributed ones (DTensor).
+        group: the processes that read together; alone when left out.
 
     Raises:
-        CheckpointError: the file is missing, not a checkpoint of prect, damaged, or of another
-            format version.
+        CheckpointError: a tensor is missing or of another shape.
     """
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist")
+    if not tensors:
+        return
+    reader = HuggingFaceStorageReader(str(path))
     try:
-        with zipfile.ZipFile(path) as archive:
-            # torch does not look at the checksums, so a flipped bit would pass as a weight.
-            damaged = archive.testzip()
-        state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
+        with alone_is_fine():
+            load(dict(tensors), storage_reader=reader, process_group=group, no_dist=group is None)
+    except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{path} is not a checkpoint of prect, or it is damaged; give a run folder or a file "
-            "named step-*.pt that prect train wrote, or delete it and the one before is taken"
+            f"the checkpoint does not fit the network: {cause_of(error)}"
         ) from error
-    if damaged:
+
+
+def cause_of(error: BaseException) -> str:
+    """What torch's checkpointing failed for, without its tracebacks, the first rank's only."""
+    if isinstance(error, CheckpointException) and error.failures:
+        rank, (first, _) = min(error.failures.items())
+        return f"rank {rank}: {first}"
+    return str(error)
+
+
+@contextmanager
+def alone_is_fine() -> Iterator[None]:
+    """Keep torch from warning that a single process reads or writes a checkpoint."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield
+
+
+def load_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
+    """Open a checkpoint.
+
+    Args:
+        path: its folder.
+        verify: compare its files with their checksums, which reads all of them.
+
+    Raises:
+        CheckpointError: it is missing, no checkpoint of prect, of another format, or damaged.
+    """
+    if not path.exists():
+        raise CheckpointError(f"checkpoint {path} does not exist")
+    if path.is_file():
         raise CheckpointError(
-            f"{path} is damaged: {damaged} does not match its checksum; delete it, and the one "
-            "before is taken"
+            f"{path} is not a checkpoint of prect: one is a folder named step-*; a file of weights "
+            "can be a start, with --set network.weights=FILE"
         )
-    if not isinstance(state, dict) or "format" not in state:
-        raise CheckpointError(f"{path} is not a checkpoint of prect: it has no format number")
-    if state.pop("format") != CHECKPOINT_FORMAT:
-        raise CheckpointError(f"{path} has another format than {CHECKPOINT_FORMAT}")
-    missing = {field.name for field in fields(Checkpoint)} ^ set(state)
-    if missing:
-        raise CheckpointError(f"{path} is not a complete checkpoint: {sorted(missing)} differ")
-    return Checkpoint(**state)
+    try:
+        document = json.loads((path / RECORD).read_text("utf-8"))
+        if document.pop("format") != CHECKPOINT_FORMAT:
+            raise CheckpointError(f"{path} has another format than {CHECKPOINT_FORMAT}")
+        files = document.pop("files")
+        checkpoint = Checkpoint(path, Record(**document), files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"{path} is not a checkpoint of prect, or it is damaged ({RECORD}: {error}); give a "
+            "run folder or a folder named step-* that prect train wrote, or delete it and the one "
+            "before is taken"
+        ) from error
+    if verify:
+        checkpoint.verify()
+    return checkpoint
+
+
+def checksum(path: Path) -> dict[str, Any]:
+    """Size and crc32c of a file."""
+    crc = size = 0
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            crc = google_crc32c.extend(crc, piece)
+            size += len(piece)
+    return {"bytes": size, "crc32c": f"{crc:08x}"}
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -131,69 +221,30 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
 
 
+def name_of(step: int) -> str:
+    """Name of the folder of a checkpoint."""
+    return f"step-{step:08d}"
+
+
 def step_of(path: Path) -> int:
     """Steps done when a checkpoint of `list_checkpoints` was written."""
-    return int(path.stem.removeprefix("step-"))
+    return int(path.name.removeprefix("step-"))
 
 
 def find_checkpoint(place: Path) -> Path:
-    """The newest committed checkpoint of a run folder or its ``checkpoints``, or the file itself.
+    """The newest checkpoint of a run folder or of its ``checkpoints``, or the folder itself.
 
     Raises:
-        CheckpointError: there is no such file or folder, or the run has no checkpoint yet.
+        CheckpointError: there is no such folder, or the run has no checkpoint yet.
     """
-    if place.is_file():
+    if place.is_file() or (place / RECORD).exists() or _NAME.fullmatch(place.name):
         return place
     if not place.is_dir():
-        raise CheckpointError(f"{place} does not exist; give a run folder or a checkpoint file")
+        raise CheckpointError(f"{place} does not exist; give a run folder or a checkpoint")
     found = list_checkpoints(place / "checkpoints") or list_checkpoints(place)
     if not found:
         raise CheckpointError(f"run {place} has no checkpoint yet")
     return found[-1]
-
-
-def check_resumable(
-    checkpoint: Checkpoint, config: TrainConfig, manifest_digest: str, global_batch: int
-) -> None:
-    """Refuse to go on with other data or settings than the run began with.
-
-    Raises:
-        CheckpointError: names what differs.
-    """
-    if checkpoint.manifest_digest != manifest_digest:
-        raise CheckpointError(
-            f"the cache manifest has changed since the checkpoint was written (digest "
-            f"{checkpoint.manifest_digest[:12]}, now {manifest_digest[:12]}), so the samples would "
-            "be others; start a new run with another run.name"
-        )
-    if checkpoint.global_batch != global_batch:
-        raise CheckpointError(
-            f"the run was made with {checkpoint.global_batch} volumes a step, this one would have "
-            f"{global_batch}; choose data.batch_size times processes to be "
-            f"{checkpoint.global_batch}"
-        )
-    if config.optim.max_steps < checkpoint.step:
-        raise CheckpointError(
-            f"the run has done {checkpoint.step} steps already, more than optim.max_steps = "
-            f"{config.optim.max_steps}; ask for more, or start a new run with another run.name"
-        )
-    differing = differing_settings(checkpoint.config, config.model_dump(mode="json"))
-    if differing:
-        raise CheckpointError(
-            f"settings differ from those of the checkpoint: {', '.join(differing)}; take them "
-            "back, or start a new run with another run.name"
-        )
-
-
-def differing_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """``section.key (old -> new)`` of every setting that must not change and did."""
-    result = []
-    for section in sorted(set(before) | set(after)):
-        old, new = before.get(section, {}), after.get(section, {})
-        for key in sorted((set(old) | set(new)) - _FREE_SECTIONS.get(section, set())):
-            if old.get(key) != new.get(key):
-                result.append(f"{section}.{key} ({old.get(key)} -> {new.get(key)})")
-    return result
 
 
 def software_versions() -> dict[str, str]:

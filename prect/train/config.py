@@ -73,6 +73,32 @@ class TrainConfig(Section):
         shown = recipe(self.data.recipes[dataset]).view
         return shown.model_copy(update={"patches": self.view.patches})
 
+    def step_volumes(self, world: int) -> int:
+        """Volumes a step of ``world`` processes together."""
+        return self.data.global_batch or self.data.batch_size * world
+
+    def local_batch(self, world: int) -> int:
+        """Volumes that each of ``world`` processes adds to a step.
+
+        Raises:
+            ConfigError: ``data.global_batch`` cannot be shared out evenly.
+        """
+        share, rest = divmod(self.step_volumes(world), world)
+        if rest or not share:
+            raise ConfigError(
+                f"data.global_batch is {self.data.global_batch} volumes, which {world} processes "
+                f"cannot share evenly; set a multiple of {world}, or use another number of them"
+            )
+        return share
+
+    def passes(self, world: int) -> int:
+        """Batches of ``data.batch_size`` volumes at most that make a process's part of a step.
+
+        Raises:
+            ConfigError: see `local_batch`.
+        """
+        return -(-self.local_batch(world) // self.data.batch_size)
+
     @model_validator(mode="after")
     def _check_geometry(self) -> Self:
         crops, grid = self.crops, self.view.grid

@@ -65,11 +65,14 @@ def export_weights(
     path = find_checkpoint(source)
     checkpoint = load_checkpoint(path)
     network = NetworkConfig.model_validate(checkpoint.config["network"])
-    weights = checkpoint.backbone
+    weights = checkpoint.tensors("backbone.")
     expected: Mapping[str, torch.Tensor] = describe_encoder(network).state_dict()
     if everything:
-        parts = {"backbone": checkpoint.backbone, "objective": checkpoint.objective}
-        weights = {f"{p}.{name}": t for p, state in parts.items() for name, t in state.items()}
+        heads = checkpoint.tensors("objective.")
+        weights = {
+            **{f"backbone.{name}": tensor for name, tensor in weights.items()},
+            **{f"objective.{name}": tensor for name, tensor in heads.items()},
+        }
         with without_storage():
             expected = build_learner(parse_config(checkpoint.config)).state_dict()
     check_complete(weights, expected, network.name)
@@ -106,8 +109,8 @@ def _metadata(checkpoint: Checkpoint, everything: bool) -> dict[str, str]:
     said = run_metadata(
         checkpoint.config,
         step=checkpoint.step,
-        version=checkpoint.versions["prect"],
-        digest=checkpoint.manifest_digest,
+        version=checkpoint.record.versions["prect"],
+        digest=checkpoint.record.manifest_digest,
     )
     contents = {"contents": "backbone and objective" if everything else "backbone"}
     # With the settings, the learner that the tensors belong to can be built from the file alone.

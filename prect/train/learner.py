@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import nn
 
-from prect.errors import CheckpointError
 from prect.train.batch import CropBatch
 from prect.train.config import TrainConfig
 from prect.train.networks import Encoder, build_encoder
@@ -20,23 +22,24 @@ class Learner(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.objective = objective
+        self.around_encoder: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Entered around the encoder's forward pass while training, to take its time."""
 
     def forward(self, batch: CropBatch) -> ObjectiveOutput:
         """The objective's result for a device batch."""
-        output: ObjectiveOutput = self.objective(self.backbone, batch)
+        output: ObjectiveOutput = self.objective(self._encode, batch)
         return output
 
-    def load(self, backbone: dict[str, torch.Tensor], objective: dict[str, torch.Tensor]) -> None:
-        """Take the weights of a checkpoint, all of them.
+    def pass_at_once(self, crops: int) -> None:
+        """Let no pass of an encoder hold more than so many crops; 0 leaves it as it is."""
+        for module in self.modules():
+            if isinstance(module, Encoder) and crops:
+                module.crops_at_once = min(module.crops_at_once or crops, crops)
 
-        Raises:
-            CheckpointError: names or shapes differ.
-        """
-        try:
-            self.backbone.load_state_dict(backbone)
-            self.objective.load_state_dict(objective)
-        except RuntimeError as error:
-            raise CheckpointError(f"the checkpoint does not fit the network: {error}") from error
+    def _encode(self, crops: torch.Tensor) -> torch.Tensor:
+        with self.around_encoder() if self.training else nullcontext():
+            embeddings: torch.Tensor = self.backbone(crops)
+        return embeddings
 
 
 def build_learner(config: TrainConfig, *, pretrained: bool = False) -> Learner:

@@ -7,13 +7,15 @@ go on from the first step that was not handed out.
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import partial
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -25,6 +27,7 @@ from prect.train.dataset import ViewDataset
 from prect.train.isolation import find_deadly
 from prect.train.prefetch import PrefetchPlan, plan_prefetch
 from prect.train.sampling import Domain, step_indices
+from prect.train.stopping import STOP_SIGNALS
 
 StepIndices = Callable[[int], Sequence[int]]
 """Global indices that one rank reads at a step."""
@@ -73,9 +76,20 @@ def worker_context() -> ForkServerContext:
 
 
 def start_server() -> None:
-    """Begin to load what workers share, in a process of its own, while this one does other work."""
+    """Begin to load what workers share, in a process of its own, while this one does other work.
+
+    Signals that ask a run to stop are blocked in it and in all that it forks: a cluster sends them
+    to every process, and workers must go on reading until the training process has saved.
+    """
     worker_context()
-    forkserver.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        resource_tracker.ensure_running()
+        # Starting the tracker unblocks some of them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def train_loader(
@@ -90,6 +104,8 @@ def train_loader(
     recycle: bool = False,
 ) -> Generator[RawBatch]:
     """Batches of one rank for a range of steps, which count from 0.
+
+    A step is ``config.passes(world)`` batches of at most ``data.batch_size`` volumes.
 
     Args:
         dataset: the stream.
@@ -107,14 +123,23 @@ def train_loader(
         TrainingError: a worker died, too much is damaged, or files or memory are used up.
     """
     volumes, names = dataset.sampler.volumes, dataset.names
+    passes = config.passes(world)
     return read_steps(
         dataset,
-        partial(step_indices, local_batch=config.data.batch_size, rank=rank, world=world),
-        steps,
+        partial(_pass_indices, config=config, rank=rank, world=world),
+        range(steps.start * passes, steps.stop * passes),
         plan_prefetch(config, volumes, names, pin_memory=pin_memory),
+        passes=passes,
         quarantine=quarantine,
         recycle=recycle,
     )
+
+
+def _pass_indices(number: int, config: TrainConfig, rank: int, world: int) -> Sequence[int]:
+    """Global indices of one pass of one rank; passes are counted through all steps."""
+    step, part = divmod(number, config.passes(world))
+    share, size = step_indices(step, config.local_batch(world), rank, world), config.data.batch_size
+    return share[part * size : (part + 1) * size]
 
 
 def read_steps(
@@ -123,6 +148,7 @@ def read_steps(
     steps: range,
     plan: PrefetchPlan,
     *,
+    passes: int = 1,
     quarantine: Quarantine | None = None,
     recycle: bool = False,
     record: tuple[Domain, int] | None = None,
@@ -134,6 +160,7 @@ def read_steps(
         indices: what to read at a step.
         steps: steps to hand out.
         plan: number of workers, depth of their queues, kind of memory.
+        passes: steps of this stream that make one of the run.
         quarantine: told what was replaced.
         recycle: use the memory of batches again; see `train_loader`.
         record: domain and step under which damage is recorded; the training step itself when
@@ -148,7 +175,7 @@ def read_steps(
             source = _Steps(views, indices, _memory(plan, recycle))
             with closing(_read(source, range(step, steps.stop), plan)) as batches:
                 for batch in batches:
-                    domain, when = record or ("train", step + 1)
+                    domain, when = record or ("train", step // passes + 1)
                     quarantine.record(when, batch.damages, domain)
                     yield batch
                     del batch  # not to be held while the next is waited for
@@ -158,8 +185,10 @@ def read_steps(
             return
         except _WorkerDiedError as died:
             if views.config.data.on_damage == "raise" or mysteries >= _MOST_MYSTERIES:
-                raise TrainingError(_death_notice(step, died.__cause__)) from died.__cause__
-            quarantine.restarted(step + 1, died.__cause__)
+                raise TrainingError(
+                    _death_notice(step // passes, died.__cause__)
+                ) from died.__cause__
+            quarantine.restarted(step // passes + 1, died.__cause__)
         if step < suspect:
             # Again, before what was being read at the last death was handed out. Any of it may
             # be the cause: a worker takes batches that it has not sent yet down with it.
@@ -196,6 +225,8 @@ def _read(source: _Steps, steps: range, plan: PrefetchPlan) -> Generator[RawBatc
         prefetch_factor=plan.batches if parallel else None,
         multiprocessing_context=worker_context() if parallel else None,
         pin_memory=plan.pinned,
+        # Samples draw nothing from it, but torch would take a seed from the run's own state.
+        generator=torch.Generator(),
     )
     batches = iter(loader)
     try:
@@ -217,6 +248,8 @@ def _read(source: _Steps, steps: range, plan: PrefetchPlan) -> Generator[RawBatc
         # the frames that it came through, and they hold the iterator.
         if isinstance(batches, _MultiProcessingDataLoaderIter):
             batches._shutdown_workers()
+            for worker in batches._workers:
+                worker.kill()  # one that hangs in a read would not heed anything less
 
 
 def _tells_of_a_death(error: Exception) -> bool:

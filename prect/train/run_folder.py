@@ -5,34 +5,33 @@
     runs/<name>/
       config.json                the resolved configuration; can be given to --config
       run.json                   manifest digest, volumes a step, software versions
-      metrics.jsonl              one object a line
+      state.json                 whether it runs, has finished, was stopped or failed, and why
+      metrics.jsonl              figures of all processes together, one object a line
+      timing-rank<R>.jsonl       what each process did with its time
+      incidents.jsonl            skipped steps, loss spikes, stragglers, failed saves
       quarantine-rank<R>.jsonl   samples that could not be read, and what replaced them
-      checkpoints/               step-<steps>.pt
+      checkpoints/               step-<steps>/, one folder each
+      tensorboard/, profile/     event files; traces of --profile
       summary.json               held-out figures at the end
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prect.errors import CheckpointError, TrainingError
+from prect.errors import TrainingError
 from prect.files import locked, make_folder
-from prect.train.checkpoint import (
-    Checkpoint,
-    check_resumable,
-    find_checkpoint,
-    list_checkpoints,
-    load_checkpoint,
-    software_versions,
-    step_of,
-)
+from prect.train.checkpoint import list_checkpoints, software_versions, step_of
 from prect.train.config import TrainConfig, parse_config
-from prect.train.metrics import MetricsLog
+from prect.train.journal import Journal
+from prect.train.lines import LineLog, write_json
+from prect.train.saving import drop
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,8 @@ class RunFolder:
         return self.path / "run.json"
 
     @property
-    def metrics(self) -> MetricsLog:
-        return MetricsLog(self.path / "metrics.jsonl")
+    def metrics(self) -> LineLog:
+        return LineLog(self.path / "metrics.jsonl")
 
     @property
     def checkpoints(self) -> Path:
@@ -60,6 +59,18 @@ class RunFolder:
     @property
     def summary(self) -> Path:
         return self.path / "summary.json"
+
+    @property
+    def profile(self) -> Path:
+        return self.path / "profile"
+
+    def timing(self, rank: int) -> LineLog:
+        """What one process did with its time."""
+        return LineLog(self.path / f"timing-rank{rank}.jsonl")
+
+    def journal(self, max_steps: int) -> Journal:
+        """State and incidents of the run."""
+        return Journal(self.path, max_steps)
 
     def lock(self) -> AbstractContextManager[None]:
         """Hold the run for one trainer; released when the process ends.
@@ -75,17 +86,25 @@ class RunFolder:
         return locked(self.path / ".lock", busy)
 
     def begin(
-        self, config: TrainConfig, manifest_digest: str, global_batch: int, step: int
+        self,
+        config: TrainConfig,
+        manifest_digest: str,
+        global_batch: int,
+        step: int,
+        damaged: Iterable[Path] = (),
     ) -> None:
         """Write what the run is, and rewind it to the step that it goes on from.
 
-        Metrics and checkpoints of later steps belong to a future that this run leaves: kept,
-        they would be taken for its newest.
+        What was written after that step belongs to a future that this run leaves: kept, it would be
+        taken for its newest. Damaged checkpoints are set aside under another name.
         """
         make_folder(self.path)
+        for path in damaged:
+            if path.parent == self.checkpoints:
+                path.rename(path.with_name(f"damaged-{path.name}-{time.time_ns()}"))
         for path in list_checkpoints(self.checkpoints):
             if step_of(path) > step:
-                path.unlink()
+                drop(path)
         write_json(self.config, config.model_dump(mode="json"))
         record = {
             "manifest_digest": manifest_digest,
@@ -93,7 +112,9 @@ class RunFolder:
             "versions": software_versions(),
         }
         write_json(self.record, record)
-        self.metrics.rewind(step if step else -1)
+        for path in self.path.glob("*.jsonl"):
+            if not path.name.startswith("quarantine-"):  # each rank sees to its own
+                LineLog(path).rewind(step if step else -1)
 
     def read(self) -> tuple[TrainConfig, dict[str, Any]]:
         """The configuration and record of an existing run.
@@ -110,50 +131,3 @@ class RunFolder:
                 "damaged; give the name of a run in the workspace, or its folder"
             ) from error
         return parse_config(config), record
-
-
-def starting_point(
-    folder: RunFolder, resume: str, config: TrainConfig, manifest_digest: str, global_batch: int
-) -> Checkpoint | None:
-    """The checkpoint to go on from, or None for a fresh start.
-
-    Args:
-        folder: the run's folder, which may not exist yet.
-        resume: ``auto`` goes on from the newest checkpoint if there is one, ``never`` wants a
-            new folder, anything else is the path of a checkpoint or of another run's folder.
-        config: the settings to go on with.
-        manifest_digest: digest of the data to go on with.
-        global_batch: volumes a step on all processes together.
-
-    Raises:
-        TrainingError: ``never``, and the folder exists.
-        CheckpointError: the checkpoint is missing, damaged, or belongs to other data or settings.
-    """
-    if resume == "never":
-        if folder.config.exists():
-            raise TrainingError(
-                f"run folder {folder.path} exists already; go on with --resume auto, choose "
-                "another name with --set run.name=NAME, or delete the folder"
-            )
-        return None
-    if resume == "auto":
-        found = list_checkpoints(folder.checkpoints)
-        if not found:
-            return None
-        path = found[-1]
-    else:
-        path = find_checkpoint(Path(resume))
-    try:
-        checkpoint = load_checkpoint(path)
-        check_resumable(checkpoint, config, manifest_digest, global_batch)
-    except CheckpointError as error:
-        error.add_note(f"checkpoint {path}")
-        raise
-    return checkpoint
-
-
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a JSON file whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)

@@ -53,7 +53,12 @@ class DataConfig(Section):
     heldout_minimum: PositiveInt = 2
     """Patients kept away at least, however small the share."""
     batch_size: PositiveInt = 2
-    """Volumes a process and step."""
+    """Volumes that a process computes at once. Where its share of ``global_batch`` is larger, the
+    encoder passes it in parts, each computed again in the backward pass: the step is the same
+    as if it were computed whole."""
+    global_batch: PositiveInt | None = None
+    """Volumes a step on all processes together, shared out evenly; ``batch_size`` for each process
+    when left out."""
     workers: NonNegativeInt = 2
     """Reading processes for each training process; 0 reads in the training process."""
     prefetch_mib: PositiveInt = 1024
@@ -243,9 +248,36 @@ class LoopConfig(Section):
     eval_batch: PositiveInt = 2
     """Volumes that share their batch statistics in an evaluation, on any number of processes."""
     checkpoint_every: PositiveInt = 5000
-    keep_checkpoints: PositiveInt = 3
+    keep_last: PositiveInt = 3
     """Newest checkpoints that are kept."""
+    keep_every: NonNegativeInt = 0
+    """Checkpoints of steps that this divides are kept for ever; 0 keeps none of them."""
+    on_save_error: Literal["continue", "stop"] = "continue"
+    """Whether a run whose checkpoint cannot be written goes on with the one it has, or stops."""
     threads: NonNegativeInt = 0
     """CPU threads a training process; 0 leaves torch's own choice."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Autocast type; ``auto`` takes bfloat16 on GPUs that have it, else float32."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Whether every process holds the whole network, or parameters, gradients and the state of
+    the optimiser are shared out (FSDP2)."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Autocast type; ``auto`` takes bfloat16 on GPUs that have it, float16 with a scaled loss on
+    others, and float32 on the CPU."""
+    tf32: bool = True
+    """Let GPUs round the factors of float32 products to 10 bits, several times as fast."""
+    compile: bool = False
+    """Compile the encoder with torch.compile: minutes at the start, faster steps afterwards."""
+    max_skipped: PositiveInt = 5
+    """Steps in a row that may be skipped because loss or gradient is not finite."""
+    spike_deviations: Annotated[float, Field(ge=0)] = 6.0
+    """Standard deviations above its recent mean at which a loss is recorded as a spike; 0 records
+    none."""
+    straggler_factor: Annotated[float, Field(ge=1)] = 1.5
+    """A process is reported when waiting for data and its encoder take it so many times as long
+    as the median of the others."""
+    timeout_s: Positive = 900.0
+    """Seconds without progress after which a run ends and names the process that it waits for."""
+    log_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """Where figures are written beside ``metrics.jsonl``."""
+    peak_tflops: Annotated[float, Field(ge=0)] = 0.0
+    """Peak of a GPU in its precision, for the share of it that is used (MFU); 0 takes it from a
+    table of known GPUs."""

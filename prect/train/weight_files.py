@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from prect.errors import CheckpointError
+from prect.train.checkpoint import RECORD, load_checkpoint
 
 _DEPTH = 4
 """Tables within tables that are looked into; optimizer state lies deeper or is numbered."""
@@ -43,7 +44,7 @@ class WeightFile:
     """The content of a weight file, on the CPU."""
 
     path: Path
-    format: Literal["safetensors", "torch"]
+    format: Literal["safetensors", "torch", "checkpoint"]
     tensors: dict[str, torch.Tensor]
     metadata: dict[str, str]
     """What the file says of itself: prect's exports and checkpoints name run, step and view,
@@ -51,20 +52,23 @@ class WeightFile:
 
 
 def read_weights(path: Path) -> WeightFile:
-    """Read all tensors of a file.
+    """Read all tensors of a file, or those of the networks of a checkpoint of prect.
 
     Raises:
-        CheckpointError: the file is missing, a folder, damaged, would run code, or holds no
-            tensors.
+        CheckpointError: the file is missing, a folder of something else, damaged, would run code,
+            or holds no tensors.
     """
-    if path.is_dir():
+    if path.is_dir() and not (path / RECORD).exists():
         raise CheckpointError(
             f"{path} is a folder; give a weight file, for a run one of its checkpoints "
-            "(checkpoints/step-*.pt)"
+            "(checkpoints/step-*)"
         )
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"weight file {path} does not exist")
-    read = _read_safetensors if _is_safetensors(path) else _read_torch
+    if path.is_dir():
+        read = _read_checkpoint
+    else:
+        read = _read_safetensors if _is_safetensors(path) else _read_torch
     found = read(path)
     if not found.tensors:
         raise CheckpointError(f"{path} holds no tensors")
@@ -98,6 +102,23 @@ def run_metadata(
         "step": str(step),
         "manifest_digest": digest,
     }
+
+
+def _read_checkpoint(path: Path) -> WeightFile:
+    checkpoint = load_checkpoint(path)
+    tensors = {
+        part + name: tensor
+        for part in ("backbone.", "objective.")
+        for name, tensor in checkpoint.tensors(part).items()
+    }
+    record = checkpoint.record
+    said = run_metadata(
+        record.config,
+        step=record.step,
+        version=record.versions["prect"],
+        digest=record.manifest_digest,
+    )
+    return WeightFile(path, "checkpoint", tensors, said)
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -162,13 +183,5 @@ def _named(
 
 def _said(state: Mapping[Any, Any]) -> dict[str, str]:
     """What a torch file says beside its tensors."""
-    try:
-        return run_metadata(
-            state["config"],
-            step=state["step"],
-            version=state["versions"]["prect"],
-            digest=state["manifest_digest"],
-        )
-    except (KeyError, TypeError, ValueError):  # no checkpoint of prect
-        plain = (str, int, float)
-        return {str(k): str(v)[:200] for k, v in state.items() if isinstance(v, plain)}
+    plain = (str, int, float)
+    return {str(k): str(v)[:200] for k, v in state.items() if isinstance(v, plain)}

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from prect.cli import app
 from prect.errors import CheckpointError
-from prect.train.checkpoint import Checkpoint, save_checkpoint
 from prect.train.config import load_config
 from prect.train.learner import build_learner
+from tests.train.checkpoints import write_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -24,18 +24,12 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("workspace")
     config = load_config("demo", overrides=["run.name=mine"])
     learner = build_learner(config)
-    checkpoint = Checkpoint(
-        step=7,
+    write_checkpoint(
+        root / "runs" / "mine" / "checkpoints",
+        config,
         backbone=learner.backbone.state_dict(),
         objective=learner.objective.state_dict(),
-        optimizer={},
-        config=config.model_dump(mode="json"),
-        manifest_digest="d",
-        global_batch=2,
-        untrained={},
-        versions={"prect": "0"},
     )
-    save_checkpoint(root / "runs" / "mine" / "checkpoints", checkpoint, keep=1)
     return root
 
 
@@ -79,7 +73,7 @@ def test_exports_say_what_they_hold(workspace: Path, tmp_path: Path) -> None:
 def test_checkpoint_and_foreign_file_are_told(workspace: Path, tmp_path: Path) -> None:
     (checkpoint,) = (workspace / "runs" / "mine" / "checkpoints").iterdir()
     held = json.loads(call("weights", checkpoint, "--json").stdout)
-    assert (held["format"], held["metadata"]["step"]) == ("torch", "7")
+    assert (held["format"], held["metadata"]["step"]) == ("checkpoint", "7")
     torch.save({"fc.weight": torch.ones(3)}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="no encoder that prect knows"):
         call("weights", tmp_path / "other.pt")

@@ -106,7 +106,13 @@ def make_config() -> MakeConfig:
             "network": {"name": "segresnet", "feature_size": 8, "blocks": [1, 1]},
             "objective": {"projector_width": 16},
             "optim": {"lr": 1e-3, "warmup_steps": 2, "max_steps": 4},
-            "train": {"log_every": 1, "eval_views": 4, "checkpoint_every": 2, "threads": 1},
+            "train": {
+                "log_every": 1,
+                "eval_views": 4,
+                "checkpoint_every": 2,
+                "threads": 1,
+                "log_to": [],
+            },
         }
         for name, values in sections.items():
             settings[name] = settings.get(name, {}) | values

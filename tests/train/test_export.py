@@ -1,9 +1,8 @@
-"""Checkpoints are whole or absent; exports hold what MONAI expects or are refused."""
+"""Exports hold what MONAI expects or are refused."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +14,12 @@ from safetensors.torch import load_file
 
 import prect
 from prect.errors import CheckpointError
-from prect.train.checkpoint import (
-    Checkpoint,
-    differing_settings,
-    find_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
 from prect.train.config import TrainConfig, load_config, parse_config
 from prect.train.export import export_weights
 from prect.train.learner import build_learner
 from prect.train.networks import build_encoder
-
-
-def make_checkpoint(config: TrainConfig, step: int = 7) -> Checkpoint:
-    torch.manual_seed(step)
-    return Checkpoint(
-        step=step,
-        backbone=build_encoder(config.network).state_dict(),
-        objective={},
-        optimizer={},
-        config=config.model_dump(mode="json"),
-        manifest_digest="d",
-        global_batch=2,
-        untrained={},
-        versions={"prect": "0"},
-    )
+from prect.train.resume import differing_settings
+from tests.train.checkpoints import encoder_weights, write_checkpoint
 
 
 @pytest.fixture
@@ -51,43 +30,6 @@ def tiny() -> TrainConfig:
 @pytest.fixture
 def demo() -> TrainConfig:
     return load_config("demo")
-
-
-def test_checkpoint_comes_back(tmp_path: Path, demo: TrainConfig) -> None:
-    saved = make_checkpoint(demo)
-    loaded = load_checkpoint(save_checkpoint(tmp_path, saved, keep=1))
-    assert (loaded.step, loaded.config) == (7, saved.config)
-    for name, tensor in saved.backbone.items():
-        torch.testing.assert_close(loaded.backbone[name], tensor, rtol=0, atol=0)
-
-
-def test_newest_committed_checkpoint_is_found(tmp_path: Path, demo: TrainConfig) -> None:
-    for step in (2, 10, 9):
-        save_checkpoint(tmp_path / "checkpoints", make_checkpoint(demo, step), keep=9)
-    (tmp_path / "checkpoints" / ".step-00000011.pt.1.tmp").write_bytes(b"half")
-    assert find_checkpoint(tmp_path).name == "step-00000010.pt"
-
-
-def test_only_the_newest_are_kept(tmp_path: Path, demo: TrainConfig) -> None:
-    (tmp_path / ".step-00000001.pt.1.tmp").write_bytes(b"half of a killed process")
-    for step in (1, 2, 3):
-        save_checkpoint(tmp_path, make_checkpoint(demo, step), keep=2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002.pt", "step-00000003.pt"]
-
-
-def test_failed_write_leaves_the_old_checkpoint(
-    tmp_path: Path, demo: TrainConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save_checkpoint(tmp_path, make_checkpoint(demo, 1), keep=1)
-
-    def full_disk(*_: object) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="no space"):
-        save_checkpoint(tmp_path, make_checkpoint(demo, 2), keep=1)
-    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001.pt"]
-    assert load_checkpoint(tmp_path / "step-00000001.pt").step == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 broken"])
@@ -114,8 +56,7 @@ def test_missing_source_is_refused(tmp_path: Path) -> None:
 
 
 def test_export_loads_into_monai(tmp_path: Path, tiny: TrainConfig) -> None:
-    checkpoint = make_checkpoint(tiny)
-    save_checkpoint(tmp_path / "checkpoints", checkpoint, keep=1)
+    write_checkpoint(tmp_path / "checkpoints", tiny)
     result = export_weights(tmp_path, tmp_path / "out.safetensors")
     weights = load_file(result.path)
     network = SwinUNETR(in_channels=1, out_channels=5, feature_size=12, use_v2=True)
@@ -130,29 +71,28 @@ def test_export_loads_into_monai(tmp_path: Path, tiny: TrainConfig) -> None:
 
 @pytest.mark.parametrize("damage", ["missing", "surplus", "reshaped"])
 def test_incomplete_backbone_is_refused(tmp_path: Path, tiny: TrainConfig, damage: str) -> None:
-    checkpoint = make_checkpoint(tiny)
+    weights = encoder_weights(tiny)
     name = "encoder10.layer.conv1.conv.weight"
-    weight = checkpoint.backbone.pop(name)
+    weight = weights.pop(name)
     if damage == "surplus":
-        checkpoint.backbone |= {name: weight, "module.extra": torch.ones(1)}
+        weights |= {name: weight, "module.extra": torch.ones(1)}
     elif damage == "reshaped":
-        checkpoint.backbone[name] = weight[:1]
-    path = save_checkpoint(tmp_path, checkpoint, keep=1)
+        weights[name] = weight[:1]
+    path = write_checkpoint(tmp_path, tiny, backbone=weights)
     with pytest.raises(CheckpointError, match=f"first: ({name}|module.extra)"):
         export_weights(path, tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_export_computes_the_same_encoder_in_monai(tmp_path: Path, tiny: TrainConfig) -> None:
-    checkpoint = make_checkpoint(tiny)
-    save_checkpoint(tmp_path / "checkpoints", checkpoint, keep=1)
+    write_checkpoint(tmp_path / "checkpoints", tiny)
     export_weights(tmp_path, tmp_path / "out.safetensors")
     theirs = SwinUNETR(in_channels=1, out_channels=5, feature_size=12, use_v2=True).eval()
     loaded = prect.load_pretrained(tmp_path / "out.safetensors", theirs)
     assert (len(loaded.taken), len(loaded.left), len(loaded.unexpected)) == (145, 22, 0)
     assert loaded.metadata["run"] == "tiny"
     own = build_encoder(tiny.network).eval()
-    own.load_state_dict(checkpoint.backbone)
+    own.load_state_dict(encoder_weights(tiny))
     maps: list[torch.Tensor] = []
     for part in (theirs.encoder1, theirs.encoder2, theirs.encoder3, theirs.encoder4):
         part.register_forward_hook(lambda _m, _i, out: maps.append(out.mean((2, 3, 4))))
@@ -168,12 +108,12 @@ def test_everything_loads_back(tmp_path: Path, name: str) -> None:
     config = load_config("demo", overrides=[f"objective.name={name}"])
     learner = build_learner(config)
     torch.nn.init.normal_(next(learner.objective.parameters()))
-    checkpoint = replace(
-        make_checkpoint(config),
+    path = write_checkpoint(
+        tmp_path,
+        config,
         backbone=learner.backbone.state_dict(),
         objective=learner.objective.state_dict(),
     )
-    path = save_checkpoint(tmp_path, checkpoint, keep=1)
     result = export_weights(path, tmp_path / "all.safetensors", everything=True)
     assert result.tensors == len(learner.state_dict())
     file = prect.load_pretrained(tmp_path / "all.safetensors")
@@ -190,13 +130,13 @@ def test_everything_loads_back(tmp_path: Path, name: str) -> None:
 
 
 def test_incomplete_objective_is_refused(tmp_path: Path, demo: TrainConfig) -> None:
-    path = save_checkpoint(tmp_path, make_checkpoint(demo), keep=1)
+    path = write_checkpoint(tmp_path, demo)
     with pytest.raises(CheckpointError, match=r"first: objective\."):
         export_weights(path, tmp_path / "out.safetensors", everything=True)
 
 
 def test_existing_export_is_kept_without_force(tmp_path: Path, demo: TrainConfig) -> None:
-    path = save_checkpoint(tmp_path, make_checkpoint(demo), keep=1)
+    path = write_checkpoint(tmp_path, demo)
     target = tmp_path / "out.safetensors"
     target.write_bytes(b"precious")
     with pytest.raises(CheckpointError, match="--force"):
@@ -204,12 +144,11 @@ def test_existing_export_is_kept_without_force(tmp_path: Path, demo: TrainConfig
     assert export_weights(path, target, force=True, dry_run=True).tensors > 0
     assert target.read_bytes() == b"precious"
     export_weights(path, target, force=True)
-    assert load_file(target).keys() == make_checkpoint(demo).backbone.keys()
+    assert load_file(target).keys() == encoder_weights(demo).keys()
 
 
 def test_checkpoint_is_a_weight_file(tmp_path: Path, tiny: TrainConfig) -> None:
-    checkpoint = make_checkpoint(tiny)
-    path = save_checkpoint(tmp_path, checkpoint, keep=1)
+    path = write_checkpoint(tmp_path, tiny)
     loaded = prect.load_pretrained(path)
     assert (loaded.match.prefix, len(loaded.taken), loaded.left) == ("backbone.", 145, ())
     said = {"run": "tiny", "step": "7", "network": "swin_unetr", "feature_size": "12"}

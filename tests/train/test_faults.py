@@ -24,7 +24,7 @@ from prect.train.callbacks import Silent
 from prect.train.checkpoint import list_checkpoints, load_checkpoint, step_of
 from prect.train.config import TrainConfig, load_config, parse_config
 from prect.train.data import open_data
-from prect.train.launch import launch
+from prect.train.launch import Launch, launch
 from prect.train.run_folder import RunFolder
 from prect.workspace import Workspace
 from tests.train.conftest import DATASET
@@ -40,7 +40,7 @@ def own_stores(stores: Workspace, tmp_path: Path) -> Workspace:
 
 
 def train(workspace: Workspace, config: TrainConfig, **options: Any) -> dict[str, Any]:
-    return launch(config, workspace.root, Silent(), **options)
+    return launch(config, workspace.root, Silent(), Launch(**options))
 
 
 def damage_all(workspace: Workspace) -> None:
@@ -117,31 +117,27 @@ def test_a_flipped_bit_of_a_checkpoint_is_found(
 ) -> None:
     train(workspace, make_config())
     path = list_checkpoints(RunFolder(workspace.run("toy")).checkpoints)[-1]
-    sound = path.read_bytes()
-    for position in np.linspace(200, len(sound) - 200, 12).astype(int):
+    shard = next(path.glob("*.safetensors"))
+    sound = shard.read_bytes()
+    for position in np.linspace(0, len(sound) - 1, 12).astype(int):
         damaged = bytearray(sound)
         damaged[position] ^= 0x10
-        path.write_bytes(bytes(damaged))
-        try:
-            loaded = load_checkpoint(path)
-        except CheckpointError:
-            continue
-        path.write_bytes(sound)  # padding between records is not content
-        fresh = load_checkpoint(path)
-        assert all((fresh.backbone[n] == t).all() for n, t in loaded.backbone.items())
-    path.write_bytes(sound)
+        shard.write_bytes(bytes(damaged))
+        with pytest.raises(CheckpointError, match="does not match its checksum"):
+            load_checkpoint(path)
+    shard.write_bytes(sound)
     assert load_checkpoint(path).step == 4
 
 
 def test_going_back_to_an_older_checkpoint_drops_the_later_ones(
     workspace: Workspace, make_config: MakeConfig
 ) -> None:
-    pace = {"checkpoint_every": 1, "keep_checkpoints": 9}
+    pace = {"checkpoint_every": 1, "keep_last": 9}
     train(workspace, make_config(train=pace))
     folder = RunFolder(workspace.run("toy"))
     older = list_checkpoints(folder.checkpoints)[1]
     assert step_of(older) == 2
-    shorter = make_config(optim={"max_steps": 3}, train=pace | {"keep_checkpoints": 1})
+    shorter = make_config(optim={"max_steps": 3}, train=pace | {"keep_last": 1})
     train(workspace, shorter, resume=str(older))
     assert [step_of(path) for path in list_checkpoints(folder.checkpoints)] == [3]
 

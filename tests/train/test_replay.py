@@ -16,10 +16,11 @@ from prect.errors import TrainingError
 from prect.train.callbacks import Silent
 from prect.train.damage import Damage, Quarantine
 from prect.train.data import open_data
+from prect.train.parallel import Place
 from prect.train.replay import boxes_in_mm, replay
 from prect.train.run_folder import RunFolder
 from prect.train.sampling import Sample
-from prect.train.trainer import Place, Trainer
+from prect.train.trainer import Trainer
 from prect.train.views import View, plan_region
 from prect.workspace import Workspace
 
@@ -31,13 +32,14 @@ def test_replay_tells_what_the_trainer_read(
 ) -> None:
     config = make_config()
     seen: list[list[dict[str, Any]]] = []
-    optimise = Trainer._optimise
+    batches = Trainer._batches
 
-    def recorded(self: Trainer, raw: Any) -> Any:
-        seen.append([sample.describe() for sample in raw.samples])
-        return optimise(self, raw)
+    def recorded(self: Trainer) -> Any:
+        for raw in batches(self):
+            seen.append([sample.describe() for sample in raw.samples])
+            yield raw
 
-    monkeypatch.setattr(Trainer, "_optimise", recorded)
+    monkeypatch.setattr(Trainer, "_batches", recorded)
     place = Place(torch.device("cpu"))
     Trainer(config, open_data(workspace, config), place, Silent()).run()
 

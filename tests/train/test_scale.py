@@ -44,6 +44,7 @@ def mixed(workers: int) -> TrainConfig:
         overrides=[
             f"data.datasets={list(COUNTS)}",
             f"data.workers={workers}",
+            "data.global_batch=2",
             f"data.recipes={recipes}",
             "data.weights={abdomen=8, headneck=8}",
         ],

@@ -15,10 +15,11 @@ from prect.cli import app
 from prect.errors import CheckpointError
 from prect.train.callbacks import Silent
 from prect.train.data import open_data
-from prect.train.launch import launch
+from prect.train.launch import Launch, launch
 from prect.train.learner import build_learner
 from prect.train.networks import build_encoder
-from prect.train.trainer import Place, Trainer
+from prect.train.parallel import Place
+from prect.train.trainer import Trainer
 from prect.workspace import Workspace
 
 MakeConfig = Any
@@ -72,7 +73,7 @@ def test_plan_tells_what_a_run_begins_with(
 ) -> None:
     file = workspace.root / "toy.json"
     file.write_text(make_config(network={"weights": str(weights)}).model_dump_json())
-    command = ["train", "--config", str(file), "--dry-run", "--gpus", "0", "--json"]
+    command = ["train", "--config", str(file), "--dry-run", "--no-measure", "--gpus", "0", "--json"]
     result = CliRunner().invoke(app, [*command, "--workspace", str(workspace.root)])
     assert result.exit_code == 0, result.exception
     said = json.loads(result.stdout)["weights"]
@@ -87,5 +88,5 @@ def test_wrong_weights_stop_a_run_before_it_begins(
 ) -> None:
     config = make_config(network={"weights": str(weights), "feature_size": 16})
     with pytest.raises(CheckpointError, match="differ in shape"):
-        launch(config, workspace.root, Silent(), procs=procs)
+        launch(config, workspace.root, Silent(), Launch(procs=procs))
     assert not workspace.run("toy").exists()

@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from prect.errors import CheckpointError, ConfigError, TrainingError
+from prect.errors import CheckpointError, ConfigError, HopelessError, TrainingError
 from prect.train.callbacks import RunStart, Silent
-from prect.train.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
+from prect.train.checkpoint import list_checkpoints
 from prect.train.config import TrainConfig
 from prect.train.data import open_data
-from prect.train.launch import launch
+from prect.train.launch import Launch, launch
+from prect.train.parallel import Place
 from prect.train.run_folder import RunFolder
-from prect.train.trainer import Place, Trainer
+from prect.train.trainer import Trainer
 from prect.workspace import Workspace
+from tests.train.checkpoints import assert_same_state, newest, read_whole
 
 MakeConfig = Any
 CPU = Place(torch.device("cpu"))
@@ -27,26 +29,15 @@ def run(workspace: Workspace, config: TrainConfig, resume: str = "auto") -> dict
     return Trainer(config, open_data(workspace, config), CPU, Silent(), resume=resume).run()
 
 
-def newest(workspace: Workspace, name: str) -> Checkpoint:
-    return load_checkpoint(list_checkpoints(workspace.run(name) / "checkpoints")[-1])
-
-
 def metrics(workspace: Workspace, name: str) -> list[dict[str, Any]]:
     text = (workspace.run(name) / "metrics.jsonl").read_text("utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 
-def assert_same_weights(a: Checkpoint, b: Checkpoint) -> None:
-    for ours, theirs in ((a.backbone, b.backbone), (a.objective, b.objective)):
-        assert ours.keys() == theirs.keys()
-        for name in ours:
-            torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0, msg=name)
-
-
 def test_run_leaves_metrics_checkpoints_and_summary(
     workspace: Workspace, make_config: MakeConfig
 ) -> None:
-    config = make_config(train={"keep_checkpoints": 2, "checkpoint_every": 1})
+    config = make_config(train={"keep_last": 2, "checkpoint_every": 1})
     summary = run(workspace, config)
 
     folder = RunFolder(workspace.run("toy"))
@@ -60,8 +51,8 @@ def test_run_leaves_metrics_checkpoints_and_summary(
         assert line["loss"] == pytest.approx(sum(line[part] for part in parts), rel=1e-5)
     assert all(0 <= line["wait_share"] <= 1 and line["volumes_per_s"] > 0 for line in steps)
     assert [p.name for p in list_checkpoints(folder.checkpoints)] == [
-        "step-00000003.pt",
-        "step-00000004.pt",
+        "step-00000003",
+        "step-00000004",
     ]
     assert summary == json.loads(folder.summary.read_text("utf-8"))
     assert summary["untrained"]["total"] == evaluations[0]["heldout_total"]
@@ -88,7 +79,7 @@ def test_resumed_run_equals_one_that_was_never_stopped(
         trainer.run()
     run(workspace, halted)
 
-    assert_same_weights(newest(workspace, "whole"), newest(workspace, "parts"))
+    assert_same_state(newest(workspace, "whole"), newest(workspace, "parts"))
     timeless = [
         [
             {k: v for k, v in line.items() if k in ("step", "loss", "lr", "heldout_total")}
@@ -111,7 +102,7 @@ class _StopAfter(Silent):
 def test_workers_do_not_change_the_result(workspace: Workspace, make_config: MakeConfig) -> None:
     run(workspace, make_config(run={"name": "none"}))
     run(workspace, make_config(run={"name": "two"}, data={"workers": 2}))
-    assert_same_weights(newest(workspace, "none"), newest(workspace, "two"))
+    assert_same_state(newest(workspace, "none"), newest(workspace, "two"))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -122,7 +113,7 @@ def test_two_processes_equal_one_with_the_same_volumes_a_step(
     together = make_config(run={"name": "one"}, data={"batch_size": 2}, objective=objective)
     apart = make_config(run={"name": "two"}, data={"batch_size": 1}, objective=objective)
     one = launch(together, workspace.root, Silent())
-    two = launch(apart, workspace.root, Silent(), procs=2)
+    two = launch(apart, workspace.root, Silent(), Launch(procs=2))
 
     assert two["heldout"]["total"] == pytest.approx(one["heldout"]["total"], rel=1e-3)
     assert two["untrained"] == pytest.approx(one["untrained"], rel=1e-6)
@@ -140,12 +131,12 @@ def test_a_teacher_whose_momentum_has_come_to_one_stands_still(
     objective = {"name": "voco-v1", "ema_momentum": 0.0, "ema_momentum_end": 1.0}
     run(workspace, make_config(objective=objective, train={"checkpoint_every": 1}))
     paths = list_checkpoints(workspace.run("toy") / "checkpoints")
-    before, last = (load_checkpoint(path).objective for path in paths[-2:])
+    before, last = (read_whole(path).objective for path in paths[-2:])
     kept = [name for name in last if name.startswith("teacher.backbone.")]
     assert kept
     for name in kept:
         torch.testing.assert_close(last[name], before[name], rtol=0, atol=0)
-    moved = load_checkpoint(paths[-3]).objective
+    moved = read_whole(paths[-3]).objective
     assert any(not torch.equal(moved[name], before[name]) for name in kept)
 
 
@@ -210,12 +201,20 @@ def test_missing_checkpoint_is_refused(workspace: Workspace, make_config: MakeCo
 def test_loss_that_is_not_finite_stops_the_run_at_its_step(
     workspace: Workspace, make_config: MakeConfig
 ) -> None:
-    config = make_config()
-    trainer = Trainer(config, open_data(workspace, config), CPU, _Poison())
-    trainer.callback.trainer = trainer  # type: ignore[attr-defined]
-    with pytest.raises(TrainingError, match=r"step 3: .* not finite"):
+    config = make_config(optim={"max_steps": 9}, train={"max_skipped": 3, "checkpoint_every": 1})
+    poison = _Poison()
+    trainer = Trainer(config, open_data(workspace, config), CPU, poison)
+    poison.trainer = trainer
+    with pytest.raises(HopelessError, match=r"step 5: 3 steps in a row .* not finite"):
         trainer.run()
     assert newest(workspace, "toy").step == 2
+    journal = RunFolder(workspace.run("toy")).journal(9)
+    assert [(i["step"], i["kind"], i["ranks"]) for i in journal.incidents.read()] == [
+        (step, "skipped", [0]) for step in (3, 4, 5)
+    ]
+    state = journal.read()
+    assert (state["state"], state["step"]) == ("failed", 5)
+    assert "not finite" in state["reason"]
 
 
 class _Poison(Silent):
@@ -236,4 +235,4 @@ def test_run_without_data_sets_names_those_there_are(
 
 def test_more_gpus_than_present_are_refused(workspace: Workspace, make_config: MakeConfig) -> None:
     with pytest.raises(TrainingError, match="64 GPUs are asked for"):
-        launch(make_config(), workspace.root, Silent(), gpus=64)
+        launch(make_config(), workspace.root, Silent(), Launch(gpus=64))

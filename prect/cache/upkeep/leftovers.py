@@ -249,6 +249,9 @@ def _of_runs(workspace: Workspace) -> Iterator[Leftover]:
             for path, _, state in _temporaries(folder):
                 # A trainer locks this file in the folder of its run.
                 yield Leftover(path, Kind.RUN, size(path), state, run / ".lock")
+        for pattern in (".step-*", "damaged-step-*"):
+            for path in sorted((run / "checkpoints").glob(pattern)):
+                yield Leftover(path, Kind.RUN, size(path), State.FREE, run / ".lock")
 
 
 def _temporaries(folder: Path) -> Iterator[tuple[Path, str, State]]:

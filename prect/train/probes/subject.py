@@ -85,11 +85,12 @@ def open_subject(place: Path, config: TrainConfig | None = None) -> Subject:
     settings = parse_config(checkpoint.config)
     encoder = build_encoder(settings.network)
     try:
-        encoder.load_state_dict(checkpoint.backbone)
+        encoder.load_state_dict(checkpoint.tensors("backbone."))
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit its own settings: {error}") from error
     title = network_title(settings.network)
-    return Subject(path, settings, encoder, title, checkpoint.step, checkpoint.manifest_digest)
+    digest = checkpoint.record.manifest_digest
+    return Subject(path, settings, encoder, title, checkpoint.step, digest)
 
 
 def _from_weights(path: Path, config: TrainConfig) -> Subject:

@@ -77,7 +77,7 @@ def litter(workspace: Workspace, process: int) -> dict[Kind, list[Path]]:
         Kind.RUN: [
             run / ".config.json.tmp",
             run / ".metrics.jsonl.tmp",
-            run / "checkpoints" / f".step-00000200.pt.{process}.tmp",
+            run / f".encoder.safetensors.{process}.tmp",
         ],
     }
     for paths in files.values():
@@ -185,6 +185,22 @@ def test_trials_in_use_are_left_alone(workspace: Workspace) -> None:
     assert [e.state for e in clear(find_leftovers(workspace))] == [State.HELD]
     os.utime(folder, (0, 0))
     assert [e.state for e in clear(find_leftovers(workspace))] == [State.CLEARED]
+
+
+def test_checkpoints_that_never_were_or_no_longer_are_whole_are_cleared(
+    workspace: Workspace,
+) -> None:
+    folder = workspace.run("demo") / "checkpoints"
+    names = [".step-00000100.old", ".step-00000200.tmp", "damaged-step-00000150-7"]
+    for name in [*names, "step-00000100"]:
+        put(folder / name / "shard-00001-model-00001-of-00001.safetensors")
+    found = {entry.path.name for entry in find_leftovers(workspace) if entry.kind is Kind.RUN}
+    assert sorted(found) == names
+    with locked(workspace.run("demo") / ".lock", "busy"):  # its trainer may be writing one
+        clear(find_leftovers(workspace))
+        assert len(list(folder.iterdir())) == 4
+    clear(find_leftovers(workspace))
+    assert [path.name for path in folder.iterdir()] == ["step-00000100"]
 
 
 def test_what_a_living_process_is_about_to_rename_is_left_alone(workspace: Workspace) -> None:

@@ -18,9 +18,10 @@ from prect.errors import CheckpointError, ConfigError, TrainingError
 from prect.phantom import ORGANS
 from prect.train.callbacks import Silent
 from prect.train.data import open_data
+from prect.train.parallel import Place
 from prect.train.probes import picture, subject
 from prect.train.probes.volumes import ProbeVolumes
-from prect.train.trainer import Place, Trainer
+from prect.train.trainer import Trainer
 from prect.workspace import Workspace
 from tests.conftest import Built
 from tests.train.conftest import MakeConfig
@@ -138,7 +139,7 @@ def test_a_weight_file_is_probed_like_its_run(trained: Workspace, tmp_path: Path
         call(trained, *unknown)
     assert len(said(call(trained, *unknown, "--split", "all", "--json"))["cases"]) == 8
 
-    checkpoint = trained.run("toy") / "checkpoints" / "step-00000002.pt"
+    checkpoint = trained.run("toy") / "checkpoints" / "step-00000002"
     report = Path(run["files"]["report"])
     for refused in (options, (*options, "--dry-run")):
         with pytest.raises(ConfigError, match=r"step-00000002\.json exists; give --force .* --out"):
