@@ -79,6 +79,7 @@ def test_the_loaders_and_the_start_are_measured(figures: dict[str, Any]) -> None
         assert 0 < figures["start"][key]["open_s"] < figures["start"][key]["seconds"]
 
 
+@pytest.mark.slow
 def test_the_loader_of_pickles_is_measured(compared: Compared, volumes: list[Volume]) -> None:
     if not compared.runners["monai-persistent"].alive:
         pytest.skip("MONAI is not installed")

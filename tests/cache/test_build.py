@@ -276,6 +276,7 @@ def test_stores_without_a_usable_source_are_counted_as_orphans(tmp_path: Path) -
         assert (status.usable, status.stored, status.orphans) == (1, 1, 1)
 
 
+@pytest.mark.slow
 def test_an_external_scheduler_builds_the_same_stores(tmp_path: Path) -> None:
     workspace, _ = ingested(tmp_path, "a", "b", "c")
     with cluster(2) as local:

@@ -55,6 +55,7 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Collection:
     return make_collection(tmp_path_factory.mktemp("clusters"), 6, (40, 36, 32))
 
 
+@pytest.mark.slow
 def test_workers_with_many_threads_do_one_volume_each(
     collection: Collection, tmp_path: Path
 ) -> None:

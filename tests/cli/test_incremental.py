@@ -100,6 +100,7 @@ def test_an_unchanged_tree_is_not_opened(place: Place) -> None:
     assert third["verdicts"]["accepted"] == third["verdicts"]["warned"] == 0
 
 
+@pytest.mark.slow
 def test_contents_decide_with_rehash(place: Place) -> None:
     place.scans("a", "b")
     write_case(make_case(5, 0), place.source / "series", "dicom")
@@ -163,6 +164,7 @@ def test_a_slice_more_re_judges_its_folder_alone(place: Place) -> None:
     assert (rows["second"], rows["a.nii.gz"]) == (before["second"], before["a.nii.gz"])
 
 
+@pytest.mark.slow
 def test_other_limits_judge_everything_again(place: Place, tmp_path: Path) -> None:
     place.scans("a", "b")
     card = tmp_path / "set.yaml"

@@ -135,7 +135,17 @@ def test_the_catalogue_shows_what_is_there_beside_what_is_expected(ingested: Ing
     assert all(name in shown.stdout + shown.stderr for name in entries)
 
 
-@pytest.mark.parametrize("name", ["BTCV", "AMOS22", "AbdomenAtlas", "HealthyCT", "LiTS"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "BTCV",
+        "AMOS22",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("AbdomenAtlas", "HealthyCT", "LiTS")
+        ),
+    ],
+)
 def test_a_list_gives_its_volumes_and_their_splits(
     tmp_path: Path, tree: Tree, ingested: Ingested, name: str
 ) -> None:

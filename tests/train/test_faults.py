@@ -65,6 +65,7 @@ def test_a_damaged_chunk_ends_the_run_with_its_name(
     assert any("sample" in note for note in caught.value.__notes__)
 
 
+@pytest.mark.slow
 def test_a_damaged_chunk_is_named_from_several_processes(
     own_stores: Workspace, make_config: MakeConfig
 ) -> None:

@@ -200,6 +200,7 @@ def guide_example() -> str:
     return textwrap.dedent(block)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_guide_runs(stores: Workspace, tmp_path: Path) -> None:
     script = tmp_path / "example.py"
     example = guide_example().replace('"prect-data"', repr(str(stores.root)))

@@ -48,7 +48,7 @@ def held(others: set[psutil.Process]) -> tuple[int, dict[int, int], int]:
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more than cores
-@pytest.mark.parametrize("recycle", [False, True])
+@pytest.mark.parametrize("recycle", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_2000_batches_leave_neither_memory_nor_files_behind(
     stores: Workspace, make_config: MakeConfig, recycle: bool
 ) -> None:

@@ -143,7 +143,7 @@ launch(load_config(None, Path(sys.argv[2])), Path(sys.argv[1]), KillAt())
 """
 
 
-@pytest.mark.parametrize("step", [4, 7])
+@pytest.mark.parametrize("step", [4, pytest.param(7, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_from_its_last_commit(
     workspace: Workspace, make_config: MakeConfig, tmp_path: Path, step: int
 ) -> None:

@@ -105,6 +105,7 @@ def test_workers_do_not_change_the_result(workspace: Workspace, make_config: Mak
     assert_same_state(newest(workspace, "none"), newest(workspace, "two"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.filterwarnings("ignore::UserWarning:torch.*", "ignore::FutureWarning:torch.*")
 def test_two_processes_equal_one_with_the_same_volumes_a_step(

@@ -96,6 +96,7 @@ def test_a_landmark_lies_where_it_was(tmp_path: Path, level: int) -> None:
     np.testing.assert_allclose(found, centre, atol=0.05)
 
 
+@pytest.mark.slow
 def test_organs_of_a_phantom_are_found_at_their_true_position(
     phantom_built: Built, tmp_path: Path
 ) -> None:

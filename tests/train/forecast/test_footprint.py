@@ -164,6 +164,7 @@ needs_proc = pytest.mark.skipif(
 
 
 @needs_proc
+@pytest.mark.slow
 def test_a_real_step_holds_what_was_counted() -> None:
     fewer = ("crops.base_grid=[2, 1, 1]", "crops.random=1", "data.batch_size=1")
     ratio = measured("demo", "crops.size=[64, 64, 64]", "view.grid=[128, 64, 64]", *fewer)
