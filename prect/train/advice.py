@@ -174,7 +174,7 @@ _CAUSES: tuple[tuple[str, Callable[[Evidence], bool], str], ...] = (
     (
         "single volume",
         _single_volume,
-        "batch statistics of one volume's crops are poor: raise data.batch_size or use "
+        "batch statistics of one volume's crops are poor: raise data.global_batch or use "
         "objective.norm='layer'",
     ),
     (
