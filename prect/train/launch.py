@@ -24,7 +24,14 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from prect.errors import ConfigError, HopelessError, TrainingError
+from prect.errors import (
+    CheckpointError,
+    ConfigError,
+    HopelessError,
+    ManifestError,
+    StoreError,
+    TrainingError,
+)
 from prect.train.callbacks import Callback
 from prect.train.checkpoint import list_checkpoints
 from prect.train.config import TrainConfig
@@ -45,6 +52,7 @@ from prect.workspace import Workspace
 _GRACE = 2.0
 """Times ``train.timeout_s`` after which a collective gives up by itself: the watchdog is first,
 and says more."""
+_STOP, _HOPELESS = "stop", "hopeless"
 _SWITCH = "signals_to_handle"
 """Newer launchers let one say which signals end them; older ones end of any, and after half a
 minute."""
@@ -90,8 +98,9 @@ class Order:
     workspace: Path
     callback: Callback
     how: Launch
-    stop_flag: Path | None = None
-    """A file that is there once a signal has asked to stop."""
+    notes: Path | None = None
+    """Folder for what must be known should the processes be started again: `_STOP` is there once a
+    signal has asked to stop, `_HOPELESS` says what it would be in vain for."""
 
 
 def launch(
@@ -136,8 +145,10 @@ def take_part(order: Order) -> dict[str, Any]:
     What all ranks agree cannot be helped is returned, not raised: it is no reason to start them
     again.
     """
-    if order.stop_flag is not None and order.stop_flag.exists():
+    if order.notes is not None and (order.notes / _STOP).exists():
         return _stopped(order, signal.SIGTERM)
+    if order.notes is not None and (order.notes / _HOPELESS).exists():
+        return {"hopeless": (order.notes / _HOPELESS).read_text("utf-8")}
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local = int(os.environ["LOCAL_RANK"])
     place, config = Place(_device(order, local), rank, world), order.config
@@ -157,6 +168,11 @@ def take_part(order: Order) -> dict[str, Any]:
         return _train(order, place, watchdog)
     except HopelessError as error:
         return {"hopeless": str(error)}
+    except (ConfigError, StoreError, ManifestError, CheckpointError) as error:
+        if order.notes is not None:
+            text = "\n  ".join([f"rank {rank} failed: {error}", *getattr(error, "__notes__", ())])
+            (order.notes / _HOPELESS).write_text(text, "utf-8")
+        raise
     finally:
         dist.destroy_process_group()
 
@@ -231,16 +247,18 @@ def _start_processes(order: Order) -> dict[str, Any]:
         **options,
     )
     with TemporaryDirectory(prefix="prect-") as folder:
-        flag = Path(folder) / "stop"
-        with _Relay(flag) as relay:
+        notes = Path(folder)
+        with _Relay(notes / _STOP) as relay:
             try:
                 start = elastic_launch(settings, take_part)
-                results: dict[int, dict[str, Any]] = start(replace(order, stop_flag=flag))
+                results: dict[int, dict[str, Any]] = start(replace(order, notes=notes))
             except SignalException as error:  # older launchers do not leave signals to us
                 return _stopped(order, error.sigval)
             except ChildFailedError as error:
                 if relay.signal is not None:
                     return _stopped(order, relay.signal)
+                if (notes / _HOPELESS).exists():
+                    raise HopelessError((notes / _HOPELESS).read_text("utf-8")) from error
                 raise TrainingError(_failure(error, how)) from error
     return results[min(results)]
 

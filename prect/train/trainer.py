@@ -396,18 +396,24 @@ class Trainer:
 
     def _stop(self, number: signal.Signals) -> dict[str, Any]:
         """Save and leave; what the caller is told."""
-        if not self.guard.in_a_row:
+        self.watchdog.stop()  # a disk may be slow
+        error = None
+        if self.guard.in_a_row:
+            error = f"the last {self.guard.in_a_row} steps were skipped as not finite"
+        else:
             self._save()
         saved = self.saver.wait()
-        error = saved.error if saved is not None else None
+        if saved is not None and saved.error is not None:
+            error = saved.error
         if error is not None:
-            text = f"the checkpoint of step {self.step} could not be written ({error})"
+            text = f"no checkpoint was written of step {self.step} ({error})"
             self.reporter.incident(self.step, "save_failed", text)
         self.reporter.be("stopped", self.step, number.name)
         self.place.barrier()
         return summary_of_stop(self.folder.path, self.config, self.step, number.name, error)
 
     def _finish(self, trained: Heldout) -> dict[str, Any]:
+        self.watchdog.stop()
         saved = self.saver.wait()
         if saved is not None and saved.error is not None:
             text = f"all steps are done, but the last checkpoint was not written ({saved.error})"

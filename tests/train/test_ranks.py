@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,21 +24,40 @@ from prect.train.parallel import Place
 from prect.train.run_folder import RunFolder
 from prect.train.trainer import Trainer
 from prect.workspace import Workspace
-from tests.train.checkpoints import Stored, read_whole
+from tests.train.checkpoints import Stored, assert_same_state, read_whole
 
 MakeConfig = Any
 CPU = torch.device("cpu")
-STEPS, BAD_STEP = 50, 3
+STEPS, STOPPED, BAD_STEP = 50, 7, 3
 pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning:torch.*", "ignore::FutureWarning:torch.*"
 )
 
 
-def trained(config: TrainConfig, root: Path, name: str, place: Place, **hooks: Any) -> None:
+class StopAfter(Silent):
+    """Rank 0 is sent SIGTERM after a step, and the others agree one step later."""
+
+    def __init__(self, step: int) -> None:
+        self.last = step
+
+    def on_step(self, step: int, _: Mapping[str, float] | None) -> None:
+        if step == self.last:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def trained(
+    config: TrainConfig,
+    root: Path,
+    name: str,
+    place: Place,
+    *,
+    hook: Any = None,
+    callback: Silent | None = None,
+) -> None:
     """Run, and keep the indices that this rank saw."""
     renamed = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
     workspace = Workspace(root)
-    trainer = Trainer(renamed, open_data(workspace, renamed), place, Silent())
+    trainer = Trainer(renamed, open_data(workspace, renamed), place, callback or Silent())
     seen: list[list[int]] = []
     following = trainer._batches
 
@@ -45,7 +67,7 @@ def trained(config: TrainConfig, root: Path, name: str, place: Place, **hooks: A
             yield raw
 
     trainer._batches = watched  # type: ignore[method-assign]
-    for hook in hooks.values():
+    if hook is not None:
         trainer.model.register_forward_hook(hook)
     trainer.run()
     (root / f"{name}-seen-{place.rank}.json").write_text(json.dumps(seen))
@@ -75,7 +97,12 @@ def one_rank(rank: int, root: Path) -> None:
         place = Place(CPU, rank, world)
         trained(config, root, f"world-{world}", place)
         if world == 2:
-            trained(short, root, "bad", place, **({"bad": poison()} if rank == 1 else {}))
+            trained(short, root, "bad", place, hook=poison() if rank == 1 else None)
+            trained(config, root, "parts", place, callback=StopAfter(STOPPED - 1))
+            trained(config, root, "parts", place)
+            sharded = config.train.model_copy(update={"parallel": "fsdp"})
+            sharing = config.model_copy(update={"train": sharded})
+            trained(sharing, root, "sharded", place, callback=StopAfter(STOPPED - 1))
         dist.destroy_process_group()
 
 
@@ -118,6 +145,7 @@ def runs(stores: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspa
     trained(config, root, "world-1", Place(CPU))
     while not processes.join():
         pass
+    trained(config, root, "sharded", Place(CPU))  # what two processes shared, one goes on with
     return Workspace(root)
 
 
@@ -185,3 +213,15 @@ def test_a_loss_that_is_bad_on_one_rank_is_skipped_by_all(runs: Workspace) -> No
     assert all(tensor.isfinite().all() for tensor in end.backbone.values())
     counts = {float(t) for name, t in end.optimizer.items() if name.endswith(".step")}
     assert counts == {5.0}  # of six steps one was not taken
+
+
+def test_processes_that_are_stopped_go_on_bit_for_bit(runs: Workspace) -> None:
+    assert_same_state(last(runs, "parts"), last(runs, "world-2"))
+    assert losses(runs, "parts") == losses(runs, "world-2")
+
+
+def test_parts_that_processes_shared_are_gone_on_with_by_one(runs: Workspace) -> None:
+    several = losses(runs, "sharded")
+    assert len(several) == STEPS
+    assert several == pytest.approx(losses(runs, "world-1"), rel=2e-3)
+    assert several[:STOPPED] == pytest.approx(losses(runs, "world-1")[:STOPPED], rel=2e-5)
