@@ -172,9 +172,9 @@ def _retrieve(workspace: Path, config: Any, queries: int, gallery: int) -> dict[
     import torch  # noqa: PLC0415
 
     from prect.train import probes  # noqa: PLC0415
-    from prect.train.checkpoint import list_checkpoints, load_checkpoint  # noqa: PLC0415
     from prect.train.data import open_data  # noqa: PLC0415
     from prect.train.learner import build_learner  # noqa: PLC0415
+    from prect.train.state.checkpoint import list_checkpoints, load_checkpoint  # noqa: PLC0415
     from prect.workspace import Workspace  # noqa: PLC0415
 
     place = Workspace(workspace)

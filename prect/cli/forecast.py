@@ -46,7 +46,7 @@ def plan_run(
         workspace: of its data.
         gpus: GPUs on this machine that it would use.
         world: its processes on all machines.
-        resume: see :func:`prect.train.resume.starting_point`.
+        resume: see :func:`prect.train.state.resume.starting_point`.
         allow_changed: plan to go on although data or settings are others than they were.
         gpu_model: GPUs to plan for, by name.
         measure: time reading and, on a device that is here, steps.
@@ -56,8 +56,8 @@ def plan_run(
     from prect.train.forecast import forecast
     from prect.train.networks import describe_encoder, parameter_count
     from prect.train.prefetch import plan_prefetch
-    from prect.train.resume import origin_of, starting_point
     from prect.train.run_folder import RunFolder
+    from prect.train.state.resume import origin_of, starting_point
     from prect.train.weights import check_start
 
     data = open_data(workspace, config)

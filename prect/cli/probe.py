@@ -176,9 +176,9 @@ def _run(
 ) -> None:
     """Measure, show and write; adds the figures to the document."""
     from prect.files import make_folder
-    from prect.train.lines import write_json
     from prect.train.probes.measure import measure, passes
     from prect.train.probes.picture import draw_figures, draw_places
+    from prect.train.report.lines import write_json
 
     labelled = 0 if files is None else len(files.files)
     with progress_bar("volume", quiet=not console.is_terminal) as progress:

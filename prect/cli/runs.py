@@ -23,7 +23,7 @@ from prect.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from prect.train.runs import Line, RunInfo, RunRecord
+    from prect.train.report.runs import Line, RunInfo, RunRecord
 
 _WIDE = 130
 """Characters a line from which every figure of a run has a column."""
@@ -59,7 +59,7 @@ def runs(
             raise typer.BadParameter(f"--json goes after {context.invoked_subcommand!r}")
         context.obj = workspace
         return
-    from prect.train.runs import list_runs
+    from prect.train.report.runs import list_runs
     from prect.workspace import Workspace
 
     place = Workspace(workspace)
@@ -93,7 +93,7 @@ def show(
     json: JsonOption = False,
 ) -> None:
     """Draw the curves of a run, and print its newest figures, incidents and times by process."""
-    from prect.train.runs import find_run, read_run
+    from prect.train.report.runs import find_run, read_run
     from prect.workspace import Workspace
 
     if workspace == DEFAULT_WORKSPACE:
@@ -103,7 +103,7 @@ def show(
     target = out or folder / "curves.png"
     draws = bool(record.training or record.evaluations)
     if draws and not dry_run:
-        from prect.train.curves import draw_curves
+        from prect.train.report.curves import draw_curves
 
         draw_curves(record, target)
     if json:

@@ -145,7 +145,7 @@ def train(
         show_plan(plan, resolved, as_json=as_json)
         return
     from prect.train.launch import Launch, launch
-    from prect.train.profiling import parse_steps
+    from prect.train.report.profiling import parse_steps
 
     how = Launch(
         gpus=_present_gpus() if gpus is None else gpus,

@@ -29,7 +29,10 @@ _LONG_METADATA = {"config", "view"}
 
 def export(
     source: Annotated[
-        str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Run name or folder, or a checkpoint (step-*).")
+        str,
+        typer.Argument(
+            metavar="RUN_OR_CHECKPOINT", help="Run name or folder, or a checkpoint (step-*)."
+        ),
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="File to write.")],
     everything: Annotated[

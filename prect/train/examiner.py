@@ -12,7 +12,7 @@ from prect.train.evaluate import evaluate, floor_of
 from prect.train.heldout import Heldout
 from prect.train.learner import Learner
 from prect.train.parallel import Place
-from prect.train.reporting import Reporter
+from prect.train.report.reporter import Reporter
 from prect.train.verdict import interim
 
 

@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import save_file
 
 from prect.errors import CheckpointError
-from prect.train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from prect.train.config import NetworkConfig, parse_config
 from prect.train.learner import build_learner
 from prect.train.networks import describe_encoder, without_storage
+from prect.train.state.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from prect.train.weight_files import run_metadata
 
 

@@ -33,19 +33,19 @@ from prect.errors import (
     TrainingError,
 )
 from prect.train.callbacks import Callback
-from prect.train.checkpoint import list_checkpoints
 from prect.train.config import TrainConfig
 from prect.train.data import open_data
+from prect.train.guards.stopping import STOP_SIGNALS, StopRequest
+from prect.train.guards.watchdog import Watchdog, watch_store
 from prect.train.loader import start_server
 from prect.train.parallel import Place, backend_of
 from prect.train.prefetch import plan_prefetch
-from prect.train.resume import origin_of, starting_point
+from prect.train.report.sinks import check_sinks
+from prect.train.report.summary import summary_of_stop
 from prect.train.run_folder import RunFolder
-from prect.train.sinks import check_sinks
-from prect.train.stopping import STOP_SIGNALS, StopRequest
-from prect.train.summary import summary_of_stop
+from prect.train.state.checkpoint import list_checkpoints
+from prect.train.state.resume import origin_of, starting_point
 from prect.train.trainer import Trainer
-from prect.train.watchdog import Watchdog, watch_store
 from prect.train.weights import check_start
 from prect.workspace import Workspace
 
@@ -73,7 +73,7 @@ class Launch:
     max_restarts: int = 0
     """Times that all processes are started again because one has died."""
     resume: str = "auto"
-    """See :func:`prect.train.resume.starting_point`."""
+    """See :func:`prect.train.state.resume.starting_point`."""
     allow_changed: bool = False
     """Go on although data or settings are others than they were."""
     profile: tuple[int, int] | None = None

@@ -24,10 +24,10 @@ from prect.train.collate import BatchMemory, RawBatch
 from prect.train.config import TrainConfig
 from prect.train.damage import Quarantine, bare, check_resources
 from prect.train.dataset import ViewDataset
+from prect.train.guards.stopping import STOP_SIGNALS
 from prect.train.isolation import find_deadly
 from prect.train.prefetch import PrefetchPlan, plan_prefetch
 from prect.train.sampling import Domain, step_indices
-from prect.train.stopping import STOP_SIGNALS
 
 StepIndices = Callable[[int], Sequence[int]]
 """Global indices that one rank reads at a step."""

@@ -27,11 +27,11 @@ from typing import Any
 
 from prect.errors import TrainingError
 from prect.files import locked, make_folder
-from prect.train.checkpoint import list_checkpoints, software_versions, step_of
 from prect.train.config import TrainConfig, parse_config
-from prect.train.journal import Journal
-from prect.train.lines import LineLog, write_json
-from prect.train.saving import drop
+from prect.train.report.journal import Journal
+from prect.train.report.lines import LineLog, write_json
+from prect.train.state.checkpoint import list_checkpoints, software_versions, step_of
+from prect.train.state.saving import drop
 
 
 @dataclass(frozen=True)

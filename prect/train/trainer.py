@@ -23,28 +23,28 @@ from prect.train.damage import Quarantine
 from prect.train.data import TrainingData
 from prect.train.dataset import PoolFactory
 from prect.train.examiner import Examiner
-from prect.train.guard import Agreement, Guard, agree
+from prect.train.guards.guard import Agreement, Guard, agree
+from prect.train.guards.stopping import StopRequest
+from prect.train.guards.watchdog import Phase, Unwatched, Watchdog
 from prect.train.heldout import Heldout, heldout_from
 from prect.train.learner import Learner, build_learner
-from prect.train.lines import write_json
 from prect.train.loader import train_loader
-from prect.train.metrics import EncoderClock, Window
 from prect.train.networks import parameter_count
 from prect.train.objectives import ObjectiveOutput
 from prect.train.optimizer import build_optimizer
 from prect.train.parallel import Place, clip_gradients, compile_encoder, distribute
 from prect.train.precision import autocast, scaler_of, set_tf32
 from prect.train.prefetch import plan_prefetch
-from prect.train.profiling import StepProfiler
-from prect.train.reporting import Reporter, describe
-from prect.train.resume import origin_of
+from prect.train.report.lines import write_json
+from prect.train.report.metrics import EncoderClock, Window
+from prect.train.report.profiling import StepProfiler
+from prect.train.report.reporter import Reporter, describe
+from prect.train.report.summary import summary_of_end, summary_of_stop
 from prect.train.run_folder import RunFolder
-from prect.train.saving import Saved, Saver, Team
 from prect.train.schedule import learning_rate
-from prect.train.state import RunState, common_start
-from prect.train.stopping import StopRequest
-from prect.train.summary import summary_of_end, summary_of_stop
-from prect.train.watchdog import Phase, Unwatched, Watchdog
+from prect.train.state.resume import origin_of
+from prect.train.state.run_state import RunState, common_start
+from prect.train.state.saving import Saved, Saver, Team
 
 
 class Trainer:
@@ -70,7 +70,7 @@ class Trainer:
             data: the volumes.
             place: device, rank and number of processes.
             callback: told what happens, on rank 0.
-            resume: see :func:`prect.train.resume.starting_point`.
+            resume: see :func:`prect.train.state.resume.starting_point`.
             allow_changed: go on although data or settings are others than they were.
             pool: makes the pools to read stores through; the default opens stores on disk.
             profile: first and last step, counted from 1, to write a profile of.

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from prect.errors import CheckpointError
-from prect.train.checkpoint import RECORD, load_checkpoint
+from prect.train.state.checkpoint import RECORD, load_checkpoint
 
 _DEPTH = 4
 """Tables within tables that are looked into; optimizer state lies deeper or is numbered."""

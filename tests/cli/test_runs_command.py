@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from prect.cli import app
 from prect.workspace import Workspace
 from tests.conftest import run_prect
-from tests.train.run_folders import write_run
+from tests.train.report.run_folders import write_run
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -15,7 +15,7 @@ from prect.cli import app
 from prect.errors import CheckpointError
 from prect.train.config import load_config
 from prect.train.learner import build_learner
-from tests.train.checkpoints import write_checkpoint
+from tests.train.state.checkpoints import write_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from prect.train.callbacks import Silent
-from prect.train.checkpoint import list_checkpoints
 from prect.train.launch import Launch, launch
 from prect.train.run_folder import RunFolder
+from prect.train.state.checkpoint import list_checkpoints
 from prect.workspace import Workspace
 from tests.conftest import REPOSITORY
-from tests.train.checkpoints import newest, read_whole
+from tests.train.state.checkpoints import newest, read_whole
 
 MakeConfig = Any
 STEPS, FATAL = 9, 6

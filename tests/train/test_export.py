@@ -18,8 +18,8 @@ from prect.train.config import TrainConfig, load_config, parse_config
 from prect.train.export import export_weights
 from prect.train.learner import build_learner
 from prect.train.networks import build_encoder
-from prect.train.resume import differing_settings
-from tests.train.checkpoints import encoder_weights, write_checkpoint
+from prect.train.state.resume import differing_settings
+from tests.train.state.checkpoints import encoder_weights, write_checkpoint
 
 
 @pytest.fixture

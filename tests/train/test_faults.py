@@ -21,11 +21,11 @@ from prect.errors import (
 )
 from prect.manifests.stores import load_cache_table, read_cache_rows, write_cache_rows
 from prect.train.callbacks import Silent
-from prect.train.checkpoint import list_checkpoints, load_checkpoint, step_of
 from prect.train.config import TrainConfig, load_config, parse_config
 from prect.train.data import open_data
 from prect.train.launch import Launch, launch
 from prect.train.run_folder import RunFolder
+from prect.train.state.checkpoint import list_checkpoints, load_checkpoint, step_of
 from prect.workspace import Workspace
 from tests.train.conftest import DATASET
 

@@ -16,15 +16,15 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
 from prect.train.callbacks import Silent
-from prect.train.checkpoint import list_checkpoints
 from prect.train.config import TrainConfig, load_config
 from prect.train.data import open_data
 from prect.train.objectives import ObjectiveOutput
 from prect.train.parallel import Place
 from prect.train.run_folder import RunFolder
+from prect.train.state.checkpoint import list_checkpoints
 from prect.train.trainer import Trainer
 from prect.workspace import Workspace
-from tests.train.checkpoints import Stored, assert_same_state, read_whole
+from tests.train.state.checkpoints import Stored, assert_same_state, read_whole
 
 MakeConfig = Any
 CPU = torch.device("cpu")

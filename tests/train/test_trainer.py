@@ -11,15 +11,15 @@ import torch
 
 from prect.errors import CheckpointError, ConfigError, HopelessError, TrainingError
 from prect.train.callbacks import RunStart, Silent
-from prect.train.checkpoint import list_checkpoints
 from prect.train.config import TrainConfig
 from prect.train.data import open_data
 from prect.train.launch import Launch, launch
 from prect.train.parallel import Place
 from prect.train.run_folder import RunFolder
+from prect.train.state.checkpoint import list_checkpoints
 from prect.train.trainer import Trainer
 from prect.workspace import Workspace
-from tests.train.checkpoints import assert_same_state, newest, read_whole
+from tests.train.state.checkpoints import assert_same_state, newest, read_whole
 
 MakeConfig = Any
 CPU = Place(torch.device("cpu"))

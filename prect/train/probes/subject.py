@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from prect.errors import CheckpointError, ConfigError, ManifestError
 from prect.manifests.stores import CacheTable, load_cache_table
 from prect.train.architectures import network_title
-from prect.train.checkpoint import find_checkpoint, load_checkpoint
 from prect.train.config import TrainConfig, parse_config
 from prect.train.data import TrainingData, check_stores, check_windows, split_data
 from prect.train.networks import Encoder, build_encoder
 from prect.train.sampling import Domain
 from prect.train.sections import ViewConfig
+from prect.train.state.checkpoint import find_checkpoint, load_checkpoint
 from prect.train.weights import inspect_weights, load_pretrained
 from prect.workspace import Workspace
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prect.train.guard import Agreement, Guard, agree
-from prect.train.metrics import Timing, stragglers
-from prect.train.watchdog import Phase, Report, Watchdog, stalled
+from prect.train.guards.guard import Agreement, Guard, agree
+from prect.train.guards.watchdog import Phase, Report, Watchdog, stalled
+from prect.train.report.metrics import Timing, stragglers
 
 NAN, INF = math.nan, math.inf
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from prect.train.config import TrainConfig
-from prect.train.lines import write_json
+from prect.train.report.lines import write_json
 
 PROJECT = "prect"
 """W&B project and MLflow experiment, unless their environment variables name others."""

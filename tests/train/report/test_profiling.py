@@ -14,7 +14,7 @@ from torch import nn
 from torch.autograd import profiler as profiler_state
 
 from prect.errors import ConfigError
-from prect.train.profiling import MOST_STEPS, StepProfiler, parse_steps
+from prect.train.report.profiling import MOST_STEPS, StepProfiler, parse_steps
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from prect.train.stopping import STOP_SIGNALS
+from prect.train.guards.stopping import STOP_SIGNALS
 
 _MEMORY = 0.98
 """Share of the running mean and variance of the loss that a step keeps: some fifty steps count."""

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from prect.train.checkpoint import Record, list_checkpoints, load_checkpoint, name_of
 from prect.train.config import TrainConfig
 from prect.train.networks import build_encoder
-from prect.train.saving import Saver, Team
+from prect.train.state.checkpoint import Record, list_checkpoints, load_checkpoint, name_of
+from prect.train.state.saving import Saver, Team
 from prect.workspace import Workspace
 
 Tensors = dict[str, torch.Tensor]

@@ -13,13 +13,13 @@ from prect.train.callbacks import Callback
 from prect.train.config import TrainConfig
 from prect.train.evaluate import Heldout
 from prect.train.flops import peak_flops, step_flops
-from prect.train.journal import IncidentKind, State
-from prect.train.metrics import Timing, Window, mean_over_ranks, shared_figures, stragglers
 from prect.train.parallel import Place
 from prect.train.precision import resolved_precision
+from prect.train.report.journal import IncidentKind, State
+from prect.train.report.metrics import Timing, Window, mean_over_ranks, shared_figures, stragglers
+from prect.train.report.sinks import Sink, close_all, open_sinks, write_all
 from prect.train.run_folder import RunFolder
-from prect.train.saving import Team
-from prect.train.sinks import Sink, close_all, open_sinks, write_all
+from prect.train.state.saving import Team
 
 _TOLD_AT = 2
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from prect.train.runs import Happening, Line, RunRecord
+from prect.train.report.runs import Happening, Line, RunRecord
 
 _LOSS = "#1b6ca8"
 _HELDOUT = "#d95f02"

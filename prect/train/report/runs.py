@@ -22,7 +22,7 @@ from prect.errors import TrainingError
 from prect.files import is_locked
 from prect.train.damage import read_incidents, read_restarts
 from prect.train.heldout import Floor, Heldout, heldout_from
-from prect.train.lines import LineLog
+from prect.train.report.lines import LineLog
 from prect.train.verdict import has_learned
 from prect.workspace import Workspace
 

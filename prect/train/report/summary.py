@@ -9,7 +9,7 @@ from typing import Any
 from prect.train.advice import Evidence, advise, collapsed
 from prect.train.config import TrainConfig
 from prect.train.damage import Quarantine
-from prect.train.guard import Guard
+from prect.train.guards.guard import Guard
 from prect.train.heldout import Floor
 from prect.train.verdict import has_learned, verdict
 

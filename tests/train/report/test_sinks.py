@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 
 from prect.errors import ConfigError, SinkError
-from prect.train import sinks as sinks_module
 from prect.train.config import TrainConfig
-from prect.train.sinks import Sink, check_sinks, close_all, open_sinks, write_all
-from prect.train.trackers import grouped
+from prect.train.report import sinks as sinks_module
+from prect.train.report.sinks import Sink, check_sinks, close_all, open_sinks, write_all
+from prect.train.report.trackers import grouped
 from tests.train.conftest import MakeConfig
 
 FIGURES = {"loss": 0.5, "lr": 1e-4, "step_s": 2.0, "wait_share": 0.01}

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from prect.files import sync_folder
-from prect.train.checkpoint import (
+from prect.train.state.checkpoint import (
     CHECKPOINT_FORMAT,
     RECORD,
     SUFFIX,

@@ -17,15 +17,15 @@ import torch
 
 from prect.errors import CheckpointError
 from prect.train.callbacks import RunStart, Silent
-from prect.train.checkpoint import list_checkpoints, load_checkpoint
 from prect.train.config import TrainConfig, load_config
 from prect.train.data import open_data
 from prect.train.parallel import Place
 from prect.train.run_folder import RunFolder
+from prect.train.state.checkpoint import list_checkpoints, load_checkpoint
 from prect.train.trainer import Trainer
 from prect.workspace import Workspace
 from tests.conftest import REPOSITORY
-from tests.train.checkpoints import assert_same_state, newest
+from tests.train.state.checkpoints import assert_same_state, newest
 
 MakeConfig = Any
 CPU = Place(torch.device("cpu"))
@@ -291,7 +291,7 @@ import json, sys
 from pathlib import Path
 from prect.errors import HopelessError
 from prect.train.callbacks import RunStart, Silent
-from prect.train.checkpoint import list_checkpoints, step_of
+from prect.train.state.checkpoint import list_checkpoints, step_of
 from prect.train.config import load_config
 from prect.train.launch import launch
 from prect.train.run_folder import RunFolder
@@ -326,7 +326,7 @@ def train(**changes):
 told["goes_on"] = train(**{"optim.max_steps": 6, "train.log_every": 60, "train.keep_last": 9})
 long = {"optim.max_steps": 60, "train.keep_last": 9}
 told["stops"] = train(**long, **{"train.on_save_error": "stop"})
-from prect.train.saving import drop
+from prect.train.state.saving import drop
 drop(list_checkpoints(RunFolder(Workspace(root).run("full")).checkpoints)[0])
 told["with_room"] = train(**{"optim.max_steps": 6})["checkpoints"][-1]
 print(json.dumps(told))

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from prect.errors import CheckpointError, TrainingError
-from prect.train.checkpoint import (
+from prect.train.config import TrainConfig
+from prect.train.data import TrainingData
+from prect.train.run_folder import RunFolder
+from prect.train.state.checkpoint import (
     Checkpoint,
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
 )
-from prect.train.config import TrainConfig
-from prect.train.data import TrainingData
-from prect.train.run_folder import RunFolder
 
 _FREE_SECTIONS = {
     "run": {"name"},

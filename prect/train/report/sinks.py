@@ -29,7 +29,7 @@ from typing import Protocol
 from prect.errors import ConfigError, SinkError
 from prect.files import make_folder
 from prect.train.config import TrainConfig
-from prect.train.trackers import MlflowTracker, TensorBoardTracker, Tracker, WandbTracker
+from prect.train.report.trackers import MlflowTracker, TensorBoardTracker, Tracker, WandbTracker
 
 CLOSE_SECONDS = 10.0
 """All sinks together have so long at the end: a process that is told to stop has not much more."""

@@ -7,17 +7,17 @@ from dataclasses import asdict, dataclass
 import torch
 
 from prect.errors import CheckpointError, PrectError, TrainingError
-from prect.train.checkpoint import Checkpoint, Record, software_versions
 from prect.train.config import TrainConfig
 from prect.train.damage import bare
 from prect.train.evaluate import Heldout
-from prect.train.guard import Guard
+from prect.train.guards.guard import Guard
 from prect.train.learner import Learner
 from prect.train.optimizer import optimizer_tensors
-from prect.train.random_state import random_states, restore_random_states
-from prect.train.resume import Origin, Start, starting_point
 from prect.train.run_folder import RunFolder
-from prect.train.saving import Team, read_together
+from prect.train.state.checkpoint import Checkpoint, Record, software_versions
+from prect.train.state.random_state import random_states, restore_random_states
+from prect.train.state.resume import Origin, Start, starting_point
+from prect.train.state.saving import Team, read_together
 
 
 @dataclass

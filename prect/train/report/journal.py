@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from prect.train.lines import LineLog, write_json
+from prect.train.report.lines import LineLog, write_json
 
 State = Literal["running", "finished", "stopped", "failed"]
 IncidentKind = Literal[

@@ -12,11 +12,17 @@ import pytest
 
 from prect.errors import TrainingError
 from prect.files import is_locked
-from prect.train.curves import draw_curves
-from prect.train.runs import Happening, find_run, list_runs, read_run
+from prect.train.report.curves import draw_curves
+from prect.train.report.runs import Happening, find_run, list_runs, read_run
 from prect.workspace import Workspace
 from tests.train.conftest import MakeConfig
-from tests.train.run_folders import UPDATED, evaluation_line, training_line, write_lines, write_run
+from tests.train.report.run_folders import (
+    UPDATED,
+    evaluation_line,
+    training_line,
+    write_lines,
+    write_run,
+)
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -18,7 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prect.errors import CheckpointError
-from prect.train.checkpoint import (
+from prect.train.config import TrainConfig, load_config
+from prect.train.run_folder import RunFolder
+from prect.train.state.checkpoint import (
     RECORD,
     find_checkpoint,
     list_checkpoints,
@@ -26,11 +28,10 @@ from prect.train.checkpoint import (
     name_of,
     step_of,
 )
-from prect.train.config import TrainConfig, load_config
-from prect.train.resume import Origin, starting_point
-from prect.train.run_folder import RunFolder
-from prect.train.saving import Saved, Saver, Team, own_share, owners, read_together
-from tests.train.checkpoints import Tensors, read_whole, record, write_checkpoint
+from prect.train.state.resume import Origin, starting_point
+from prect.train.state.saving import Saved, Saver, Team, own_share, owners, read_together
+from tests.conftest import REPOSITORY
+from tests.train.state.checkpoints import Tensors, read_whole, record, write_checkpoint
 
 ORIGIN = Origin("d", {}, 2)
 
@@ -193,10 +194,10 @@ import os, random, signal, sys, time
 from pathlib import Path
 from prect.train.config import load_config
 from prect.train.run_folder import RunFolder
-from prect.train.resume import starting_point
-from prect.train.saving import Saver, Team
-from tests.train.checkpoints import record
-from tests.train.test_saving import ORIGIN, some_tensors
+from prect.train.state.resume import starting_point
+from prect.train.state.saving import Saver, Team
+from tests.train.state.checkpoints import record
+from tests.train.state.test_saving import ORIGIN, some_tensors
 
 folder, kills = RunFolder(Path(sys.argv[1])), int(sys.argv[2])
 demo, chance = load_config("demo"), random.Random(5)
@@ -231,7 +232,7 @@ print(reached, sum(map(bool, moments)))
 def test_a_run_can_go_on_whenever_its_writer_was_killed(tmp_path: Path) -> None:
     script = tmp_path / "killed.py"
     script.write_text(KILLED_WHILE_SAVING)
-    root = Path(__file__).parents[2]
+    root = REPOSITORY
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path / "run"), "50"],
         capture_output=True,

@@ -1,0 +1,1 @@
+"""What keeps a run from harm: signals, steps that are not finite, processes that stall."""
