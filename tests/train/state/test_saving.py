@@ -200,7 +200,8 @@ from tests.train.state.checkpoints import record
 from tests.train.state.test_saving import ORIGIN, some_tensors
 
 folder, kills = RunFolder(Path(sys.argv[1])), int(sys.argv[2])
-demo, chance = load_config("demo"), random.Random(5)
+demo = load_config("demo", overrides=["optim.max_steps=100000"])
+chance = random.Random(5)
 
 def save_for_ever(step):
     saver = Saver(folder.checkpoints, Team(), keep_last=2)
