@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 
 .PHONY: help setup demo test test-slow lint format docs benchmark-harmonise benchmark-layout \
-	benchmark-build benchmark-ingest benchmark-io benchmark-step learn clean
+	benchmark-build benchmark-ingest benchmark-io benchmark-step benchmark-trainer learn clean
 
 help:
 	@echo "make setup   virtual environment with prect and everything it needs"
@@ -18,6 +18,7 @@ help:
 	@echo "make docs    write the generated pages of docs/ again"
 	@echo "make learn   proof that VoCo learns: small runs on phantoms against controls (half an hour)"
 	@echo "make benchmark-step        a training step against a plain implementation (quarter of an hour)"
+	@echo "make benchmark-trainer     the trainer against a bare loop, checkpoints, resuming (ten minutes)"
 	@echo "make benchmark-io          random chunks and the loader against eight other readers (ten minutes)"
 	@echo "make benchmark-harmonise   harmonisation against MONAI's chain, one core"
 	@echo "make benchmark-layout      bytes and speed of chunks and codecs (ten minutes)"
@@ -78,6 +79,9 @@ benchmark-io: $(BENCH_STAMP)
 
 benchmark-step: setup
 	$(BIN)/python benchmarks/step.py --json benchmark-step.json --docs docs
+
+benchmark-trainer: setup
+	$(BIN)/python benchmarks/trainer.py --json benchmark-trainer.json --docs docs
 
 learn: setup
 	$(BIN)/python benchmarks/learn.py --json learn.json --docs docs

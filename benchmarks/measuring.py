@@ -86,14 +86,16 @@ def memory() -> tuple[int, int]:
     return now, most
 
 
-def start(program: Path, *arguments: object) -> subprocess.Popen[str]:
-    """A program in a process of its own, with one thread."""
+def start(
+    program: Path, *arguments: object, environment: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """A program in a process of its own, with one thread, and variables beside those here."""
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", str(program), *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | ONE_THREAD,
+        env=os.environ | ONE_THREAD | (environment or {}),
     )
 
 

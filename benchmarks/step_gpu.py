@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -70,18 +71,37 @@ def gpu_figures(network: str, flops: int, console: Console) -> dict[str, Any]:
 
 
 def _batches(network: str, precision: str, compiled: bool) -> tuple[list[dict[str, Any]], str]:
-    """Figures of batches of 1, 2, 4, ... volumes that fit, and why it ended if not for memory."""
+    """Figures of all batches that fit, and why it ended if not for memory."""
+    asked = {"precision": precision, "compiled": compiled}
+    rows, why = doubled(
+        lambda batch: task(PROGRAM, "pace", network=network, **asked, batch=batch), 1
+    )
+    return [asked | row for row in rows], why
+
+
+def doubled(
+    measure: Callable[[int], dict[str, Any] | None], first: int
+) -> tuple[list[dict[str, Any]], str]:
+    """Figures of batches of 1, 2, 4, ... volumes that fit, and why it ended if not for memory.
+
+    Args:
+        measure: figures of a batch, ``failed`` and ``out_of_memory`` among them; None to end.
+        first: volumes of the smallest.
+    """
     rows: list[dict[str, Any]] = []
+    batch = first
     while True:
-        asked = {"precision": precision, "compiled": compiled, "batch": 2 ** len(rows)}
         try:
-            result = task(PROGRAM, "pace", network=network, **asked)
+            result = measure(batch)
         except BenchmarkError as error:
             return rows, str(error)
+        if result is None:
+            return rows, ""
         if result["failed"] is not None:
             full = result["out_of_memory"] and rows
-            return rows, "" if full else f"batch {asked['batch']}: {result['failed']}"
-        rows.append(asked | result)
+            return rows, "" if full else f"batch {batch}: {result['failed']}"
+        rows.append({"batch": batch, **result})
+        batch *= 2
 
 
 # What a process does

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,9 @@ if __name__ == "__main__":
 @pytest.fixture
 def start(
     workspace: Workspace, make_config: MakeConfig, tmp_path: Path
-) -> Callable[..., subprocess.Popen[str]]:
+) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts a run of two processes with a fault built in."""
+    begun: list[subprocess.Popen[str]] = []
 
     def begin(fault: str, **train: Any) -> subprocess.Popen[str]:
         config = make_config(
@@ -79,15 +81,21 @@ def start(
         (tmp_path / "program.py").write_text(PROGRAM)
         (tmp_path / "config.json").write_text(config.model_dump_json())
         command = [tmp_path / "program.py", workspace.root, tmp_path / "config.json", fault]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, *map(str, command)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
         )
+        begun.append(process)
+        return process
 
-    return begin
+    yield begin
+    for process in begun:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def seen(workspace: Workspace, rank: int) -> list[tuple[int, int, list[int]]]:
