@@ -113,18 +113,19 @@ class Plan:
             yield self._checkpoints(GPU_PRESET, gpus=1)
 
     def more(self) -> Iterator[Work]:
-        """What is measured if there is time: control, memory as it is, processes, more rounds."""
-        wanted, first = self.options.parts, self.options.networks[0]
-        if "overhead" in wanted:
+        """What is measured if there is time: control, processes, memory as it is, more rounds."""
+        first = self.options.networks[0]
+        others = [Variant(first, procs=2), Variant(first, keep=False)]
+        if "overhead" in self.options.parts:
             yield self._turns(Variant(first, (BARE, AGAIN)), 0)
-            for number in range(1, self.options.rounds):
+        for number in range(1, self.options.rounds):
+            if "overhead" in self.options.parts:
                 for preset in self.options.networks:
                     yield self._turns(Variant(preset), number)
-            yield self._turns(Variant(first, procs=2), 0)
-            yield self._turns(Variant(first, keep=False), 0)
-        if "wait" in wanted:
-            for number in range(1, self.options.rounds):
+            if "wait" in self.options.parts:
                 yield self._wait(first, number)
+            if "overhead" in self.options.parts and others:
+                yield self._turns(others.pop(0), 0)
 
     def _turns(self, variant: Variant, number: int) -> Work:
         kind = f"{variant.preset}, {' and '.join(variant.arms)}"

@@ -126,12 +126,17 @@ def test_pairs_of_blocks_are_compared(report: ModuleType) -> None:
     assert row[2] == "+1.25%"
     assert row[3] == "+0.00% to +3.00%"  # six pairs: the lowest and the highest
     assert row[5] == "+1.00%, +1.50%"
-    assert row[8:] == ["15, 15", "6"]
+    assert row[9:] == ["15, 15", "6"]
+    # Six pairs leave the interval at the lowest and the highest, on both sides of the goal.
+    assert "too unsteady" in report.figures(document)
+    steady = made_document(report, turns=[made_turns([1.01] * 6)])
+    assert "too unsteady" not in report.figures(steady)
 
 
 def test_the_slow_pair_counts_in_the_sum_and_not_in_the_median(report: ModuleType) -> None:
     found = report.compared([made_turns([1.01, 1.01, 1.01, 1.01, 1.96])])
     assert found.rounds == [pytest.approx(0.01)]
+    assert found.quick == pytest.approx(0.01)
     assert found.whole == pytest.approx(0.2)
     assert found.cpu == pytest.approx(0.2)
 

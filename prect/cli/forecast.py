@@ -50,16 +50,23 @@ def plan_run(
         allow_changed: plan to go on although data or settings are others than they were.
         gpu_model: GPUs to plan for, by name.
         measure: time reading and, on a device that is here, steps.
+
+    Raises:
+        ConfigError: no GPU of this name is known, and ``train.peak_tflops`` does not say what it
+            can do.
     """
     from prect.cache.memory import available_memory
     from prect.train.data import open_data
     from prect.train.forecast import forecast
+    from prect.train.gpus import named_gpu
     from prect.train.networks import describe_encoder, parameter_count
     from prect.train.prefetch import plan_prefetch
     from prect.train.run_folder import RunFolder
     from prect.train.state.resume import origin_of, starting_point
     from prect.train.weights import check_start
 
+    if gpu_model is not None and not config.train.peak_tflops:
+        named_gpu(gpu_model)
     data = open_data(workspace, config)
     folder = RunFolder(workspace.run(config.run.name))
     origin = origin_of(data, config, world)

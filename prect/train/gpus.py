@@ -7,9 +7,12 @@ operations with sparsity only, half of them stand here: training has no sparse w
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
 from typing import Literal
+
+from prect.errors import ConfigError
 
 Factors = Literal["bfloat16", "float16", "tf32", "float32"]
 """In what the factors of a product are given; sums are float32."""
@@ -89,9 +92,22 @@ def find_gpu(name: str) -> Gpu | None:
     return next((gpu for gpu in _TABLE if _words(gpu.name) <= words), None)
 
 
-def known_gpus() -> list[str]:
-    """Names of all models."""
-    return [gpu.name for gpu in _TABLE]
+def named_gpu(name: str) -> Gpu:
+    """The model that a person names.
+
+    Raises:
+        ConfigError: it is not listed; names the nearest ones, or all.
+    """
+    found = find_gpu(name)
+    if found is not None:
+        return found
+    known = [gpu.name for gpu in _TABLE]
+    near = difflib.get_close_matches(name.upper(), known, n=3, cutoff=0.5)
+    raise ConfigError(
+        f"GPU {name!r} is not known; "
+        + (f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}")
+        + " For another, set train.peak_tflops to what its maker says."
+    )
 
 
 def _words(name: str) -> set[str]:

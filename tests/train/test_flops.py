@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from prect.errors import ConfigError
 from prect.train.config import NetworkConfig, load_config
 from prect.train.flops import encoder_flops, peak_flops, step_flops
-from prect.train.gpus import find_gpu
+from prect.train.gpus import find_gpu, named_gpu
 
 VOXELS = 4 * 4 * 6
 FIRST, OTHER = 2 * 27 * 1 * 8 * VOXELS, 2 * 27 * 8 * 8 * VOXELS
@@ -95,3 +96,11 @@ def test_a_peak_that_is_set_is_taken() -> None:
     config = load_config("demo", overrides=["train.peak_tflops=50"])
     assert peak_flops("A100", "bfloat16", config) == 50e12
     assert peak_flops(None, "float32", config) == 50e12
+
+
+def test_a_gpu_that_nobody_knows_is_refused_with_the_nearest() -> None:
+    assert named_gpu("NVIDIA H100 80GB HBM3").name == "H100"
+    with pytest.raises(ConfigError, match=r"'H1000' is not known; did you mean H100"):
+        named_gpu("H1000")
+    with pytest.raises(ConfigError, match=r"there are B200, .* set train\.peak_tflops"):
+        named_gpu("abacus")
