@@ -69,11 +69,21 @@ class Ask:
         return Path(self.workspace)
 
 
+class TrainerInTurn(InTurn, Silent):
+    """A callback of the trainer; the bare loop calls `on_step` just so."""
+
+
+def in_turn(ask: Ask, port: int, first: int, block: int) -> TrainerInTurn:
+    """What gives a process its turns."""
+    settle = torch.cuda.synchronize if ask.gpus else None
+    return TrainerInTurn(port, first, block, settle)
+
+
 def by_trainer(*, ask: dict[str, Any], port: int, first: int, block: int) -> dict[str, Any]:
     """All steps of a run by the trainer, in turns with another process."""
     wanted = Ask(**ask)
     how = Launch(gpus=wanted.gpus, procs=wanted.procs)
-    summary = launch(wanted.config, wanted.root, InTurn(port, first, block), how)
+    summary = launch(wanted.config, wanted.root, in_turn(wanted, port, first, block), how)
     saved = load_checkpoint(list_checkpoints(RunFolder(Path(summary["folder"])).checkpoints)[-1])
     return {"weights": digest(saved.tensors("backbone."))}
 
@@ -82,7 +92,7 @@ def by_bare_loop(*, ask: dict[str, Any], port: int, first: int, block: int) -> d
     """The same steps without the trainer."""
     wanted = Ask(**ask)
     if wanted.procs == 1:
-        return bare_loop(wanted, InTurn(port, first, block))
+        return bare_loop(wanted, in_turn(wanted, port, first, block))
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -93,7 +103,7 @@ def by_bare_loop(*, ask: dict[str, Any], port: int, first: int, block: int) -> d
         max_restarts=0,
     )
     results: dict[int, dict[str, Any]] = elastic_launch(settings, bare_loop)(
-        wanted, InTurn(port, first, block)
+        wanted, in_turn(wanted, port, first, block)
     )
     return results[0]
 

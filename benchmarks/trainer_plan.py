@@ -36,11 +36,13 @@ class Pace:
     """Steps of the runs that are stopped and go on."""
     stops: tuple[int, ...]
     """Steps after which they are sent SIGTERM."""
+    light: bool = True
+    """Whether memory has room for a step of both arms at once, with all that is freed kept."""
 
 
 PACES = {
     "demo": Pace(log_every=10, first=15, steps=160, resumed=12, stops=(1, 6)),
-    "tiny": Pace(log_every=1, first=1, steps=4, resumed=4, stops=(2,)),
+    "tiny": Pace(log_every=1, first=1, steps=4, resumed=4, stops=(2,), light=False),
     GPU_PRESET: Pace(log_every=10, first=15, steps=80, resumed=0, stops=()),
 }
 
@@ -54,7 +56,9 @@ class Variant:
     procs: int = 1
     gpus: int = 0
     keep: bool = True
-    """Whether glibc is told to keep memory."""
+    """Whether glibc is told to keep memory, where there is room."""
+    counts: bool = True
+    """Whether a goal is set for it."""
 
 
 @dataclass(frozen=True)
@@ -109,22 +113,25 @@ class Plan:
             for preset in self.options.networks:
                 yield Work(f"{preset}, resume", "", "resume", partial(self.resume, preset))
         if "gpu" in wanted and self.options.gpu:
-            yield self._turns(Variant(GPU_PRESET, gpus=1), 0)
+            yield self._turns(Variant(GPU_PRESET, gpus=1, counts=False), 0)
             yield self._checkpoints(GPU_PRESET, gpus=1)
 
     def more(self) -> Iterator[Work]:
         """What is measured if there is time: control, processes, memory as it is, more rounds."""
         first = self.options.networks[0]
-        others = [Variant(first, procs=2), Variant(first, keep=False)]
+        others = [
+            Variant(first, procs=2, counts=False),
+            Variant(first, keep=False, counts=False),
+        ]
         if "overhead" in self.options.parts:
-            yield self._turns(Variant(first, (BARE, AGAIN)), 0)
+            yield self._turns(Variant(first, (BARE, AGAIN), counts=False), 0)
         for number in range(1, self.options.rounds):
             if "overhead" in self.options.parts:
                 for preset in self.options.networks:
                     yield self._turns(Variant(preset), number)
             if "wait" in self.options.parts:
                 yield self._wait(first, number)
-            if "overhead" in self.options.parts and others:
+            if "overhead" in self.options.parts and others and PACES[first].light:
                 yield self._turns(others.pop(0), 0)
 
     def _turns(self, variant: Variant, number: int) -> Work:
@@ -149,7 +156,7 @@ class Plan:
         """Two arms in turns; both must end with the same weights, where rounding is the same."""
         pace, block = PACES[variant.preset], PACES[variant.preset].log_every
         pairs = -(-(self.options.steps or pace.steps) // block)
-        environment = KEEP_MEMORY if variant.keep else {}
+        environment = KEEP_MEMORY if variant.keep and pace.light else {}
         more = {"data__global_batch": 2} if variant.gpus else {}
         with ExitStack() as stack:
             players = []
@@ -164,12 +171,18 @@ class Plan:
                 asked = {"ask": ask, "first": pace.first, "block": block}
                 player = Player(PROGRAM, TASKS[arm], environment, **asked)
                 players.append(stack.enter_context(player))
+                if not pace.light:
+                    player.meet()  # its first step is over before the other one begins
             blocks = in_turns(players, pairs)
             weights = {player.finish()["weights"] for player in players}
         if len(weights) > 1 and not variant.gpus:
             raise BenchmarkError(f"{' and '.join(variant.arms)} end with different weights")
         plain = [[asdict(each) for each in arm] for arm in blocks]
-        return asdict(variant) | {"blocks": plain, "same_weights": len(weights) == 1}
+        return asdict(variant) | {
+            "keep": bool(environment),
+            "blocks": plain,
+            "same_weights": len(weights) == 1,
+        }
 
     def inside(self, preset: str) -> dict[str, Any]:
         """Parts of the trainer's step."""

@@ -9,7 +9,6 @@ from statistics import mean, median, quantiles
 from typing import Any
 
 from measuring import goal
-from trainer_arms import BARE, TRAINER
 from trainer_inside import ANY_LOOP, OF_A_LINE, OWN
 
 from prect.benchmark.tables import TextTable
@@ -152,10 +151,9 @@ def _kinds(runs: Rows) -> dict[Key, list[Mapping[str, Any]]]:
 
 
 def _overheads(document: Document) -> dict[str, list[float]]:
-    """Pairs of trainer and bare loop, one process on a CPU, of each preset."""
-    plain = ((TRAINER, BARE), 1, 0, True)
-    kinds = _kinds(document["turns"])
-    return {key[0]: compared(runs).ratios for key, runs in kinds.items() if key[1:] == plain}
+    """Pairs of what goals are set for, by preset."""
+    kinds = _kinds([run for run in document["turns"] if run["counts"]])
+    return {key[0]: compared(runs).ratios for key, runs in kinds.items()}
 
 
 def _waits(document: Document) -> dict[str, list[float]]:
@@ -354,8 +352,8 @@ def _shortcomings(document: Document) -> list[str]:
         low, high = interval(ratios)
         if low <= OVERHEAD_GOAL < high:
             found.append(
-                f"overhead of {preset}: with {low:+.2%} to {high:+.2%} the machine was too unsteady, "
-                "or the rounds too few, to tell whether the goal is met"
+                f"overhead of {preset}: with {low:+.2%} to {high:+.2%} the machine was too "
+                "unsteady, or the rounds too few, to tell whether the goal is met"
             )
     found += [
         f"failed: {each['what']}: {each['why'].splitlines()[-1]}" for each in document["failures"]

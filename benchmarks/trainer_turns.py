@@ -12,16 +12,13 @@ import resource
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from measuring import BenchmarkError, result_of, start
-
-from prect.train.callbacks import Silent
 
 _HERE = "127.0.0.1"
 _LOOK_S = 0.5
@@ -49,21 +46,21 @@ class Block:
     """Pages that were fetched from the kernel."""
 
 
-class InTurn(Silent):
-    """In a process that computes: reports a block of steps, and waits for its next turn.
+class InTurn:
+    """In a process that computes: reports a block of steps, and waits for its next turn."""
 
-    It is a callback of the trainer; a bare loop calls `on_step` just so.
-    """
-
-    def __init__(self, port: int, first: int, block: int) -> None:
+    def __init__(
+        self, port: int, first: int, block: int, settle: Callable[[], None] | None = None
+    ) -> None:
         """Nothing is connected before the first block has ended.
 
         Args:
             port: where the program that gives turns listens.
             first: steps of the first block, in which both processes start; it is not counted.
             block: steps of each block that follows.
+            settle: waits at the end of a block for what a device still computes.
         """
-        self.port, self.first, self.block = port, first, block
+        self.port, self.first, self.block, self.settle = port, first, block, settle
         self._connection: socket.socket | None = None
         self._seconds: list[float] = []
         self._since: float | None = None
@@ -72,8 +69,8 @@ class InTurn(Silent):
     def on_step(self, step: int, _: Mapping[str, float] | None) -> None:
         """Take the time of a step; after the last of a block wait for the next turn."""
         ends = step >= self.first and (step - self.first) % self.block == 0
-        if ends and torch.cuda.is_initialized():
-            torch.cuda.synchronize()
+        if ends and self.settle is not None:
+            self.settle()
         now = time.perf_counter()
         if self._since is not None:
             self._seconds.append(now - self._since)
@@ -130,22 +127,25 @@ class Player:
         self._server.close()
         if self._connection is not None:
             self._connection.close()
-        if self.process.poll() is None:
-            self.process.terminate()
+        # It ends by itself when it wants its next turn, and takes its own processes along.
+        for end in (self.process.terminate, self.process.kill):
             try:
                 self.process.wait(_END_S)
             except subprocess.TimeoutExpired:
-                self.process.kill()
+                end()
+        self.process.wait()
         for pipe in (self.process.stdout, self.process.stderr):
             if pipe is not None:
                 pipe.close()
 
     def meet(self) -> None:
-        """Wait until it has done its first block.
+        """Wait until it has done its first block, unless it is known to have.
 
         Raises:
             BenchmarkError: it ended before.
         """
+        if self._connection is not None:
+            return
         while self._connection is None:
             try:
                 self._connection, _ = self._server.accept()
@@ -197,8 +197,6 @@ class Player:
 
 def in_turns(players: Sequence[Player], pairs: int) -> list[list[Block]]:
     """The blocks of each of two players, as many as pairs: A B, B A, A B, ...
-
-    Both are finished by then or not begun: what starts them and ends them is the caller's.
 
     Raises:
         BenchmarkError: one of them ended.

@@ -67,7 +67,11 @@ def made_turns(ratios: list[float], **changes: Any) -> dict[str, Any]:
     bare = [made_block(0.5, 1.0) for _ in ratios]
     trainer = [made_block(0.5 * ratio, 1.0 * ratio) for ratio in ratios]
     run = {"preset": "demo", "arms": ["trainer", "bare"], "procs": 1, "gpus": 0, "keep": True}
-    return run | {"round": 0, "blocks": [trainer, bare], "same_weights": True} | changes
+    return (
+        run
+        | {"counts": True, "round": 0, "blocks": [trainer, bare], "same_weights": True}
+        | changes
+    )
 
 
 def made_document(report: ModuleType, **changes: Any) -> dict[str, Any]:
@@ -152,8 +156,8 @@ def test_interval_of_a_median(report: ModuleType) -> None:
 def test_each_goal_can_be_missed(report: ModuleType) -> None:
     slow = made_document(report, turns=[made_turns([1.03, 1.04, 1.00])])
     assert unmet(slow) == ["overhead over a bare loop"]
-    other = [made_turns([1.5], arms=["bare", "bare again"]), made_turns([1.5], keep=False)]
-    other.append(made_turns([1.5], procs=2))
+    changes: list[dict[str, Any]] = [{"arms": ["bare", "bare again"]}, {"keep": False}]
+    other = [made_turns([1.5], counts=False, **change) for change in (*changes, {"procs": 2})]
     assert unmet(made_document(report, turns=other)) == []
     document = made_document(report)
     inside = document["inside"][0] | {"step_s": 0.103}

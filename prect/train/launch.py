@@ -36,7 +36,7 @@ from prect.train.callbacks import Callback
 from prect.train.config import TrainConfig
 from prect.train.data import open_data
 from prect.train.guards.stopping import STOP_SIGNALS, StopRequest
-from prect.train.guards.watchdog import Watchdog, watch_store
+from prect.train.guards.watchdog import Watchdog
 from prect.train.loader import start_server
 from prect.train.parallel import Place, backend_of
 from prect.train.prefetch import plan_prefetch
@@ -159,12 +159,19 @@ def take_part(order: Order) -> dict[str, Any]:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // here))
     limit = timedelta(seconds=_GRACE * config.train.timeout_s)
-    dist.init_process_group(backend_of(place), rank=rank, world_size=world, timeout=limit)
+    dist.init_process_group(
+        backend_of(place),
+        store=meeting_store("processes", rank, limit),
+        rank=rank,
+        world_size=world,
+        timeout=limit,
+    )
     try:
         watchdog = None
         if world > 1:
-            store = watch_store(config.train.timeout_s)
-            watchdog = Watchdog(store, rank, world, config.train.timeout_s)
+            # A connection of its own: the main thread may hold the other one.
+            board = meeting_store("watch", rank, limit)
+            watchdog = Watchdog(board, rank, world, config.train.timeout_s)
         return _train(order, place, watchdog)
     except HopelessError as error:
         return {"hopeless": str(error)}
@@ -175,6 +182,29 @@ def take_part(order: Order) -> dict[str, Any]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+def meeting_store(purpose: str, rank: int, timeout: timedelta) -> Any:
+    """A connection to the store at which the processes of a run meet.
+
+    Processes that were started again find the same store, and with it the addresses of those that
+    are gone; so every attempt has names of its own.
+
+    Args:
+        purpose: keeps what different users write apart.
+        rank: of this process; 0 holds the store where no launcher does.
+        timeout: for every word of it.
+    """
+    launched = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=rank == 0 and not launched and purpose == "processes",
+        timeout=timeout,
+        wait_for_workers=False,
+    )
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"prect/{purpose}/{attempt}", store)  # type: ignore[attr-defined]
 
 
 def _train(order: Order, place: Place, watchdog: Watchdog | None) -> dict[str, Any]:

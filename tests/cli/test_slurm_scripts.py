@@ -21,10 +21,11 @@ STANDS_IN = {
     "scontrol": 'if [ "$1" = show ]; then echo node1; echo node2; else echo "$@" >> "$CALLS"; fi',
     "prect": (
         'case "$*" in "runs show"*) echo "{\\"state\\": \\"$STATE\\"}" ;; '
+        '"build-cache "*) until [ -e "$CALLS.worker" ]; do sleep 0.05; done ;& '
         '*) echo "prect $*" >> "$CALLS"; exit "$STATUS" ;; esac'
     ),
     "torchrun": 'echo "torchrun $*" >> "$CALLS"; exit "$STATUS"',
-    "dask": 'echo "dask $*" >> "$CALLS"; exec sleep 30',
+    "dask": 'echo "dask $*" >> "$CALLS"; touch "$CALLS.$1"; exec sleep 30',
 }
 
 

@@ -15,11 +15,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from enum import IntEnum
 from typing import Protocol
 
-import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from prect.errors import TrainingError
@@ -197,19 +195,6 @@ def end_process(text: str) -> None:
     """End this process at once; whoever started it is told why."""
     get_error_handler().record_exception(TrainingError(text))
     os._exit(_STALLED)
-
-
-def watch_store(timeout_s: float) -> Board:
-    """A connection of its own to the store at which the processes of the run have met."""
-    store = dist.TCPStore(  # type: ignore[attr-defined]
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        is_master=False,
-        timeout=timedelta(seconds=timeout_s),
-    )
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    board: Board = dist.PrefixStore(f"prect/watch/{attempt}", store)  # type: ignore[attr-defined]
-    return board
 
 
 class Unwatched:
