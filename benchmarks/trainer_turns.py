@@ -126,6 +126,7 @@ class Player:
     ) -> None:
         self._server.close()
         if self._connection is not None:
+            self._lines.close()  # else it would keep the connection open
             self._connection.close()
         # It ends by itself when it wants its next turn, and takes its own processes along.
         for end in (self.process.terminate, self.process.kill):

@@ -246,6 +246,7 @@ def test_processes_compute_in_turns(turns: ModuleType, player: Path, tmp_path: P
     assert lines == ["0.02"] * 2 + ["0.001"] * 4 + ["0.02"] * 4 + ["0.001"] * 2
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_is_told_of(turns: ModuleType, player: Path, tmp_path: Path) -> None:
     asked = {"seconds": 0.001, "number": 9, "log": str(tmp_path / "log")}
     with (
@@ -268,7 +269,7 @@ def test_the_page_of_the_docs_has_the_marks(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.slow
 def test_it_measures_and_writes(phantom_built: Built, tmp_path: Path) -> None:
     path = tmp_path / "trainer.json"
-    options = ["--steps", 10, "--rounds", 1, "--threads", 1, "--minutes", 0, "--json", path]
+    options = ["--steps", 10, "--rounds", 2, "--threads", 1, "--minutes", 0, "--json", path]
     options += ["--checkpoints", "demo", "--workspace", phantom_built.workspace.root]
     options += ["--dir", tmp_path / "work"]
     parts = ["overhead", "inside", "wait", "checkpoints", "resume"]
@@ -284,7 +285,7 @@ def test_it_measures_and_writes(phantom_built: Built, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr, done.stderr
     document: dict[str, Any] = json.loads(path.read_text())
     assert document["failures"] == []
-    assert len(document["left_out"]) == 3  # the control, two processes, memory as it is
+    assert len(document["left_out"]) == 4  # the control, two second rounds, two processes
     assert done.returncode == (0 if all(goal["met"] for goal in document["goals"]) else 1)
     (own,) = document["turns"]
     assert own["arms"] == ["trainer", "bare"]

@@ -257,6 +257,7 @@ def test_contents_that_contradict_refute_the_same_series() -> None:
     assert (found["b/1"], found["c/1"]) == (KEPT, duplicate("series", "b/1"))
 
 
+@pytest.mark.slow
 def test_5000_unlike_volumes_of_one_series_id_all_stay() -> None:
     rng = np.random.default_rng(2)
     hashes = np.sort(rng.integers(0, 2**64, (5000, SKETCH_SIZE), dtype=np.uint64), axis=1)

@@ -196,6 +196,7 @@ def test_older_gpus_compute_in_float16(few: TrainingData) -> None:
     assert told.course.computing is not None
 
 
+@pytest.mark.slow
 def test_voco_h_fits_or_does_not_and_fsdp_shrinks_it(few: TrainingData) -> None:
     two = planned(few, published("voco-h"), "H100").memory
     assert two.fits
